@@ -1,0 +1,89 @@
+//! TFTP server: RFC 1350 with options (RFC 2347, 2348, 2349) and windows
+//! (RFC 7440), read requests only.
+//!
+//! `wire` turns bytes into packets, `transfer` is one transfer without socket
+//! or clock, `server` owns the sockets. What a name means is asked through
+//! [`Files`].
+
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// What the server asks its site.
+pub trait Files: Send + Sync + 'static {
+    /// The content behind a name, asked once per read request. `name` has
+    /// been normalised (see `wire`): forward slashes, no leading slash, no
+    /// `..`, no NUL, no trailing junk.
+    fn open(&self, request: &Request) -> Result<Content, ErrorCode>;
+
+    /// A transfer ended; for the timeline. A size probe (ERROR right after
+    /// OACK) is reported as such and is no fault.
+    fn ended(&self, request: &Request, outcome: &Outcome);
+}
+
+/// A read request, as the site sees it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Normalised name.
+    pub name: String,
+    /// Who asks.
+    pub client: SocketAddrV4,
+    /// The address the request was sent to.
+    pub local: SocketAddrV4,
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Bytes made for this request.
+    Bytes(Bytes),
+    /// A regular file, opened once; the size is what it was at opening.
+    File {
+        /// The open file; read with positioned reads.
+        file: Arc<std::fs::File>,
+        /// Size at opening, in bytes.
+        size_bytes: u64,
+    },
+}
+
+/// How a transfer ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every byte was acknowledged (or the last ACK alone is missing).
+    Complete {
+        /// Bytes of the file.
+        bytes: u64,
+    },
+    /// The client asked for the size and left (normal for PXE ROMs and EDK2).
+    Probed,
+    /// The site refused.
+    Refused(ErrorCode),
+    /// The client sent an ERROR in the middle.
+    Aborted {
+        /// The client's error code.
+        code: u16,
+        /// The client's words.
+        message: String,
+        /// Bytes acknowledged until then.
+        bytes: u64,
+    },
+    /// The client fell silent.
+    TimedOut {
+        /// Bytes acknowledged until then.
+        bytes: u64,
+    },
+}
+
+/// TFTP error codes (RFC 1350 section 5, RFC 2347).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// 1: file not found; also for what the client may not know of.
+    NotFound,
+    /// 2: access violation.
+    AccessViolation,
+    /// 4: illegal operation.
+    IllegalOperation,
+    /// 0: not defined, for instance out of transfers.
+    Busy,
+}

@@ -1,0 +1,1 @@
+//! Diskless PCs in network namespaces, for the demo and the tests.

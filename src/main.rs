@@ -1,0 +1,2 @@
+//! Boots PCs that have no disk.
+fn main() {}
