@@ -4,12 +4,31 @@
 //! Which targets exist, who may log in and with which secret is asked through
 //! [`Targets`], at login only.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+
+mod name;
+mod registry;
+mod server;
+mod target;
+
+pub use name::{Iqn, NameError};
+pub use registry::{SessionId, SessionInfo, Sessions};
+pub use scsi::{Identity, LogicalUnit, disk};
+pub use server::{Counters, Server};
+pub use target::Target;
 
 /// What the target asks its site. Asked at login, never per command; called
 /// on login threads, so an answer may take its time, but other logins wait.
 pub trait Targets: Send + Sync + 'static {
+    /// Called once by [`Server::bind`], before the first login, with the
+    /// handle through which `open` may close sessions.
+    fn serving(&self, sessions: Sessions) {
+        let _ = sessions;
+    }
+
     /// Which authentication this login must pass. Asked before anything about
     /// the target is revealed; for an unknown target answer what a known one
     /// would get.
@@ -57,6 +76,24 @@ pub enum Authentication {
 #[derive(Clone)]
 pub struct Secret(Vec<u8>);
 
+impl Secret {
+    /// A secret of these bytes. RFC 7143 section 9.2.1 wants at least 12;
+    /// the site checks that where it is configured.
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Secret {
+        Secret(bytes.into())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// An open target, handed to a session. `guard` is dropped when the session
 /// has ended, whatever ended it.
 pub struct Attachment {
@@ -64,14 +101,6 @@ pub struct Attachment {
     pub target: Arc<Target>,
     /// Dropped at the end of the session.
     pub guard: Box<dyn Send + Sync>,
-}
-
-/// The logical units behind one target name.
-pub struct Target {
-    /// The target's IQN.
-    pub name: String,
-    /// Unit at index n is LUN n.
-    pub units: Vec<Arc<scsi::LogicalUnit>>,
 }
 
 /// Why the site refused a login; the status class and detail of RFC 7143
@@ -88,4 +117,45 @@ pub enum LoginRefusal {
     ServiceUnavailable,
     /// 0300, with what happened, for the log.
     TargetError(String),
+}
+
+/// What one server lets its peers use up. Every field has a sane default.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Sessions at once, discovery sessions included; one more gets 0302.
+    pub sessions: usize,
+    /// Connections at once that have not finished their login; one more is
+    /// closed at once.
+    pub half_open_logins: usize,
+    /// The same, of one address.
+    pub half_open_logins_per_address: usize,
+    /// From connect to the end of the login.
+    pub login_deadline: Duration,
+    /// Threads that run logins, and so ask [`Targets`].
+    pub login_threads: usize,
+    /// Threads that run flushes and other slow commands.
+    pub helper_threads: usize,
+    /// Commands a session may have under way: its CmdSN window.
+    pub tasks_per_session: u32,
+    /// How long a peer may take nothing of what we send.
+    pub send_timeout: Duration,
+    /// How long a peer may be silent on the TCP level (keepalive probes and
+    /// unacknowledged data) before it counts as gone.
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            sessions: 1024,
+            half_open_logins: 512,
+            half_open_logins_per_address: 128,
+            login_deadline: Duration::from_secs(15),
+            login_threads: 8,
+            helper_threads: 8,
+            tasks_per_session: 128,
+            send_timeout: Duration::from_secs(30),
+            silence: Duration::from_secs(30),
+        }
+    }
 }

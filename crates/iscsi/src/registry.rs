@@ -1,0 +1,383 @@
+//! All sessions: who is logged in, and how to end that.
+//!
+//! A login *enters* (after authentication, before its target is opened) and
+//! is *established* once it has its target. Entering ends the sessions of the
+//! same nexus first (session reinstatement, RFC 7143 section 6.3.5).
+//!
+//! Invariant: nobody waits here for a login that is still entering, because
+//! that login may be waiting for the one who asks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::Login;
+
+/// How long a reinstating login waits for the old session's command in hand.
+const REINSTATEMENT_WAIT: Duration = Duration::from_secs(10);
+
+/// Names one session, for ever (within one run of the program).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One established session, as it was a moment ago.
+#[derive(Clone, Debug)]
+pub struct SessionInfo {
+    /// Names the session.
+    pub id: SessionId,
+    /// InitiatorName.
+    pub initiator: String,
+    /// TargetName.
+    pub target: String,
+    /// The initiator's session identifier.
+    pub isid: [u8; 6],
+    /// The initiator's address.
+    pub peer: SocketAddr,
+    /// The portal it came to.
+    pub portal: SocketAddr,
+    /// The CHAP name it proved, if it had to.
+    pub chap_name: Option<String>,
+    /// When it was established.
+    pub since: SystemTime,
+    /// SCSI commands answered.
+    pub commands: u64,
+    /// Data-In payload sent.
+    pub bytes_read: u64,
+    /// Data-Out payload (immediate data included) received.
+    pub bytes_written: u64,
+    /// Whether it has ever sent a NOP-Out: a ping of its own, or the answer
+    /// to one. iPXE never does.
+    pub answers_pings: bool,
+}
+
+/// A handle on all sessions of a server.
+#[derive(Clone)]
+pub struct Sessions {
+    shared: Arc<Shared>,
+}
+
+impl Sessions {
+    /// The established sessions, oldest first. Discovery sessions are not
+    /// among them.
+    pub fn list(&self) -> Vec<SessionInfo> {
+        let table = self.shared.lock();
+        table
+            .entries
+            .iter()
+            .filter_map(|(id, e)| e.info(*id))
+            .collect()
+    }
+
+    /// Ends one session and waits until its thread has let go of its
+    /// [`Target`](crate::Target); `false` when there is no such session.
+    ///
+    /// Must not be called by a [`Disk`](crate::disk::Disk) or a guard of the
+    /// session itself.
+    pub fn close(&self, id: SessionId) -> bool {
+        self.close_where(|info| info.id == id) > 0
+    }
+
+    /// Ends the sessions `which` names and waits until none of their threads
+    /// touches its [`Target`](crate::Target) any more; returns how many.
+    ///
+    /// May be called inside [`Targets::open`](crate::Targets::open). Another
+    /// login that `which` names and that is inside `open` at this moment is
+    /// not waited for: it is refused with 0301 when its `open` returns, and
+    /// does not touch its target. An [`Attachment`](crate::Attachment)'s
+    /// guard is dropped after the session has left this list, so a guard may
+    /// take a lock that the caller of this holds.
+    pub fn close_where(&self, which: impl Fn(&SessionInfo) -> bool) -> usize {
+        let me = thread::current().id();
+        let mut table = self.shared.lock();
+        let mut closing = Vec::new();
+        for (id, entry) in &mut table.entries {
+            let named = which(&entry.describe(*id));
+            match &entry.stage {
+                Stage::Established { hang_up, .. } if named && entry.target.is_some() => {
+                    hang_up();
+                    closing.push(*id);
+                }
+                Stage::Entering(thread) if named && *thread != me => entry.doomed = true,
+                _ => {}
+            }
+        }
+        while closing.iter().any(|id| table.entries.contains_key(id)) {
+            table = self.shared.wait(table);
+        }
+        closing.len()
+    }
+
+    /// How many sessions there are, discovery sessions included.
+    pub fn count(&self) -> usize {
+        self.shared.lock().entries.len()
+    }
+
+    pub(crate) fn new(limit: usize) -> Sessions {
+        Sessions {
+            shared: Arc::new(Shared {
+                table: Mutex::new(Table {
+                    entries: BTreeMap::new(),
+                    next_id: 1,
+                    next_tsih: 1,
+                    limit,
+                    closed: false,
+                }),
+                changed: Condvar::new(),
+            }),
+        }
+    }
+
+    /// Takes a place for an authenticated login, ending the sessions of the
+    /// same nexus.
+    pub(crate) fn enter(&self, login: &Login) -> Result<Entered, EnterError> {
+        let deadline = Instant::now() + REINSTATEMENT_WAIT;
+        let mut table = self.shared.lock();
+        loop {
+            if table.closed {
+                return Err(EnterError::ShuttingDown);
+            }
+            let mut old = false;
+            for entry in table.entries.values_mut() {
+                if login.target.is_some() && entry.is_same_nexus(login) {
+                    old = true;
+                    entry.doomed = true;
+                    if let Stage::Established { hang_up, .. } = &entry.stage {
+                        hang_up();
+                    }
+                }
+            }
+            if !old {
+                break;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(EnterError::OldSessionBusy);
+            }
+            table = self.shared.wait_for(table, left);
+        }
+        if table.entries.len() >= table.limit {
+            return Err(EnterError::Full);
+        }
+        let id = SessionId(table.next_id);
+        table.next_id += 1;
+        let tsih = table.free_tsih();
+        let stats = Arc::new(Stats::default());
+        let entry = Entry {
+            login: login.clone(),
+            target: login.target.clone(),
+            tsih,
+            since: SystemTime::now(),
+            stats: stats.clone(),
+            doomed: false,
+            stage: Stage::Entering(thread::current().id()),
+        };
+        table.entries.insert(id, entry);
+        Ok(Entered {
+            id,
+            tsih,
+            stats,
+            sessions: self.clone(),
+        })
+    }
+
+    /// Whether this nexus has a session with this handle (for a login that
+    /// wants to join one).
+    pub(crate) fn has(&self, login: &Login, tsih: u16) -> bool {
+        let table = self.shared.lock();
+        table
+            .entries
+            .values()
+            .any(|e| e.tsih == tsih && e.is_same_nexus(login))
+    }
+
+    /// Lets nobody in any more, and hangs up on everybody.
+    pub(crate) fn hang_up_all(&self) {
+        let mut table = self.shared.lock();
+        table.closed = true;
+        for entry in table.entries.values_mut() {
+            entry.doomed = true;
+            if let Stage::Established { hang_up, .. } = &entry.stage {
+                hang_up();
+            }
+        }
+    }
+
+    /// Lets nobody in any more.
+    pub(crate) fn close_door(&self) {
+        self.shared.lock().closed = true;
+    }
+
+    /// Waits until all sessions are gone; `false` when time ran out.
+    pub(crate) fn wait_until_empty(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        let mut table = self.shared.lock();
+        while !table.entries.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            table = self.shared.wait_for(table, left);
+        }
+        true
+    }
+}
+
+/// Why a login got no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EnterError {
+    /// The limit of sessions is reached.
+    Full,
+    /// The old session of this nexus did not end in time.
+    OldSessionBusy,
+    /// The server is going.
+    ShuttingDown,
+}
+
+/// A place among the sessions; given back when dropped.
+pub(crate) struct Entered {
+    pub(crate) id: SessionId,
+    pub(crate) tsih: u16,
+    pub(crate) stats: Arc<Stats>,
+    sessions: Sessions,
+}
+
+impl Entered {
+    /// Makes the session visible; `false` when it has been doomed meanwhile.
+    pub(crate) fn establish(&self, hang_up: Box<dyn Fn() + Send>) -> bool {
+        let mut table = self.sessions.shared.lock();
+        let closed = table.closed;
+        let Some(entry) = table.entries.get_mut(&self.id) else {
+            return false;
+        };
+        if entry.doomed || closed {
+            return false;
+        }
+        entry.since = SystemTime::now();
+        entry.stage = Stage::Established { hang_up };
+        true
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.sessions.shared.lock().entries.remove(&self.id);
+        self.sessions.shared.changed.notify_all();
+    }
+}
+
+/// What a session counts; written by its thread, read by anybody.
+#[derive(Default)]
+pub(crate) struct Stats {
+    pub(crate) commands: AtomicU64,
+    pub(crate) bytes_read: AtomicU64,
+    pub(crate) bytes_written: AtomicU64,
+    pub(crate) answers_pings: AtomicBool,
+}
+
+struct Shared {
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, table: MutexGuard<'a, Table>) -> MutexGuard<'a, Table> {
+        self.changed
+            .wait(table)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_for<'a>(&self, table: MutexGuard<'a, Table>, time: Duration) -> MutexGuard<'a, Table> {
+        match self.changed.wait_timeout(table, time) {
+            Ok((table, _)) => table,
+            Err(poisoned) => poisoned.into_inner().0,
+        }
+    }
+}
+
+struct Table {
+    entries: BTreeMap<SessionId, Entry>,
+    next_id: u64,
+    next_tsih: u16,
+    limit: usize,
+    closed: bool,
+}
+
+impl Table {
+    /// A session handle no living session has; never 0.
+    fn free_tsih(&mut self) -> u16 {
+        loop {
+            let tsih = self.next_tsih;
+            self.next_tsih = tsih.checked_add(1).unwrap_or(1);
+            if self.entries.len() >= usize::from(u16::MAX)
+                || self.entries.values().all(|e| e.tsih != tsih)
+            {
+                return tsih;
+            }
+        }
+    }
+}
+
+struct Entry {
+    login: Login,
+    target: Option<String>,
+    tsih: u16,
+    since: SystemTime,
+    stats: Arc<Stats>,
+    /// Ended while it entered.
+    doomed: bool,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Inside [`Targets::open`](crate::Targets::open), on that thread.
+    Entering(ThreadId),
+    Established {
+        hang_up: Box<dyn Fn() + Send>,
+    },
+}
+
+impl Entry {
+    /// The I_T nexus: who, which of its sessions, to what. There is one
+    /// portal group.
+    fn is_same_nexus(&self, login: &Login) -> bool {
+        self.login.isid == login.isid
+            && self.login.initiator == login.initiator
+            && self.target == login.target
+    }
+
+    fn info(&self, id: SessionId) -> Option<SessionInfo> {
+        let established = matches!(self.stage, Stage::Established { .. });
+        (established && self.target.is_some()).then(|| self.describe(id))
+    }
+
+    fn describe(&self, id: SessionId) -> SessionInfo {
+        SessionInfo {
+            id,
+            initiator: self.login.initiator.clone(),
+            target: self.target.clone().unwrap_or_default(),
+            isid: self.login.isid,
+            peer: self.login.peer,
+            portal: self.login.portal,
+            chap_name: self.login.chap_name.clone(),
+            since: self.since,
+            commands: self.stats.commands.load(Ordering::Relaxed),
+            bytes_read: self.stats.bytes_read.load(Ordering::Relaxed),
+            bytes_written: self.stats.bytes_written.load(Ordering::Relaxed),
+            answers_pings: self.stats.answers_pings.load(Ordering::Relaxed),
+        }
+    }
+}
