@@ -1,6 +1,7 @@
 //! Why a disk refused.
 
 use std::io;
+use std::path::PathBuf;
 
 /// Why a disk refused; heard by `scsi`, which turns it into sense data in
 /// exactly one place.
@@ -36,4 +37,52 @@ pub enum DiskError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+/// Why an image or an overlay could not be opened, created, switched or
+/// removed; heard by the program, which says it to the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process, or another handle of this one, holds it.
+    #[error("{} is in use by another process or session", path.display())]
+    InUse {
+        /// What is held.
+        path: PathBuf,
+    },
+    /// Nothing is there.
+    #[error("{} does not exist", path.display())]
+    Missing {
+        /// What was looked for.
+        path: PathBuf,
+    },
+    /// Something is there already.
+    #[error("{} exists already", path.display())]
+    Exists {
+        /// What was to be created.
+        path: PathBuf,
+    },
+    /// The image below is not the one the overlay was made on.
+    #[error(
+        "{} was made on another image ({expected}; offered: {offered}): \
+         put that image back, or start the overlay afresh", path.display()
+    )]
+    OtherBase {
+        /// The overlay.
+        path: PathBuf,
+        /// The image its head names.
+        expected: String,
+        /// The image it was to be opened on.
+        offered: String,
+    },
+    /// Written by a newer version, or uses what this one cannot read.
+    #[error("{}: {what}: a newer version of this program is needed", path.display())]
+    Unsupported {
+        /// The overlay.
+        path: PathBuf,
+        /// What cannot be read.
+        what: String,
+    },
+    /// The disk below, or the overlay's own files, refused.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }

@@ -5,9 +5,22 @@
 
 use std::sync::Arc;
 
+pub mod contract;
 mod error;
+mod files;
+mod health;
+pub mod image;
+pub mod overlay;
+pub mod probe;
+mod ram;
+mod range;
+mod raw;
 
-pub use error::DiskError;
+pub use error::{DiskError, OpenError};
+pub use image::BaseId;
+pub use overlay::Overlay;
+pub use ram::Ram;
+pub use raw::{Raw, RawOptions};
 
 /// A disk: `size_bytes` bytes, addressed by offset.
 ///

@@ -1,0 +1,336 @@
+//! Every touch of the host's file system that a crash could tear.
+//!
+//! The overlay does all its writing through [`Files`] and [`File`]. In the
+//! program they are plain calls; in this crate's own tests a recorder listens,
+//! so that every state a loss of power may leave can be made and opened.
+//!
+//! Unsafe stands here for two calls no safe crate offers: `sync_file_range`
+//! and writing from memory that may change while the kernel reads it.
+
+#![allow(unsafe_code)]
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use crate::Segment;
+
+#[cfg(test)]
+pub(crate) mod recorder;
+
+/// Zeros are written in pieces of this size where holes cannot be punched.
+const ZEROS_BYTES: usize = 256 * 1024;
+
+static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
+
+/// The host's file system.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    boot_id: [u8; 16],
+    #[cfg(test)]
+    recorder: Option<std::sync::Arc<recorder::Recorder>>,
+}
+
+impl Files {
+    /// The file system as it is, in the kernel's present boot.
+    pub(crate) fn real() -> io::Result<Files> {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let boot_id = uuid::Uuid::parse_str(text.trim())
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        Ok(Files {
+            boot_id: boot_id.into_bytes(),
+            #[cfg(test)]
+            recorder: None,
+        })
+    }
+
+    /// Which boot of the kernel this is; another one has another page cache.
+    pub(crate) fn boot_id(&self) -> [u8; 16] {
+        self.boot_id
+    }
+
+    /// Creates a file that is not there yet.
+    pub(crate) fn create_file(&self, path: &Path) -> io::Result<File> {
+        #[cfg(test)]
+        let id = self.note(|| recorder::Op::create(path))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(path)?;
+        Ok(File {
+            file,
+            #[cfg(test)]
+            recorded: id,
+        })
+    }
+
+    /// Opens a file that is there.
+    pub(crate) fn open_file(&self, path: &Path) -> io::Result<File> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(File {
+            file,
+            #[cfg(test)]
+            recorded: self.recorder.as_ref().map(|r| r.opened(path)),
+        })
+    }
+
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|| recorder::Op::rename(from, to))?;
+        fs::rename(from, to)
+    }
+
+    pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|| recorder::Op::remove_file(path))?;
+        fs::remove_file(path)
+    }
+
+    pub(crate) fn create_dir(&self, path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|| recorder::Op::create_dir(path))?;
+        fs::create_dir(path)
+    }
+
+    pub(crate) fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|| recorder::Op::remove_dir(path))?;
+        fs::remove_dir(path)
+    }
+
+    /// Makes the names in a directory durable.
+    pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|| recorder::Op::sync_dir(path))?;
+        fs::File::open(path)?.sync_all()?;
+        #[cfg(test)]
+        self.note(|| recorder::Op::synced_dir(path))?;
+        Ok(())
+    }
+
+    /// Names in a directory, in order.
+    pub(crate) fn names(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path)? {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a directory of plain files and directories, if it is there.
+    pub(crate) fn remove_tree(&self, path: &Path) -> io::Result<()> {
+        let names = match self.names(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            names => names?,
+        };
+        for name in names {
+            let inner = path.join(name);
+            if fs::symlink_metadata(&inner)?.is_dir() {
+                self.remove_tree(&inner)?;
+            } else {
+                self.remove_file(&inner)?;
+            }
+        }
+        self.remove_dir(path)
+    }
+
+    #[cfg(test)]
+    fn note(&self, op: impl FnOnce() -> recorder::Op) -> io::Result<Option<recorder::Recorded>> {
+        match &self.recorder {
+            Some(recorder) => recorder.note(op()).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// An open file of an overlay.
+#[derive(Debug)]
+pub(crate) struct File {
+    file: fs::File,
+    #[cfg(test)]
+    recorded: Option<recorder::Recorded>,
+}
+
+impl File {
+    /// The file itself, for mappings and questions; never to write.
+    pub(crate) fn inner(&self) -> &fs::File {
+        &self.file
+    }
+
+    pub(crate) fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|id| recorder::Op::write(id, offset, bytes))?;
+        self.file.write_all_at(bytes, offset)?;
+        #[cfg(test)]
+        self.note(recorder::Op::wrote)?;
+        Ok(())
+    }
+
+    /// Makes what is in the file durable, its length included.
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(recorder::Op::sync)?;
+        self.file.sync_data()?;
+        #[cfg(test)]
+        self.note(recorder::Op::synced)?;
+        Ok(())
+    }
+
+    pub(crate) fn set_len(&self, bytes: u64) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|id| recorder::Op::set_len(id, bytes))?;
+        self.file.set_len(bytes)
+    }
+
+    /// Makes a range read as zeros and gives its space back where the file
+    /// system can. Where it cannot, nothing happens: `false`.
+    pub(crate) fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<bool> {
+        #[cfg(test)]
+        self.note(|id| recorder::Op::punch(id, offset, bytes))?;
+        let punched = punch(&self.file, offset, bytes)?;
+        #[cfg(test)]
+        self.note(recorder::Op::wrote)?;
+        Ok(punched)
+    }
+
+    /// Reserves space, so that a store into a mapping cannot run out of it
+    /// (it would raise SIGBUS). Bytes that are there stay.
+    pub(crate) fn reserve(&self, bytes: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => Ok(()),
+            Err(error) if is_unsupported(error) => {
+                let mut at = self.file.metadata()?.len();
+                while at < bytes {
+                    let piece = (bytes - at).min(ZEROS_BYTES as u64);
+                    self.file.write_all_at(zeros(piece), at)?;
+                    at += piece;
+                }
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks whether writeback has failed since the last question, without
+    /// waiting for any: a wait for a byte behind the end of the file.
+    pub(crate) fn writeback_error(&self) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(recorder::Op::writeback_error)?;
+        let end = i64::try_from(self.file.metadata()?.len()).unwrap_or(i64::MAX - 1);
+        // SAFETY: no memory is passed, the descriptor is open; rustix and std
+        // have no such call.
+        let answer = unsafe {
+            libc::sync_file_range(
+                self.file.as_raw_fd(),
+                end,
+                1,
+                libc::SYNC_FILE_RANGE_WAIT_BEFORE,
+            )
+        };
+        if answer == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // Not every file system has the call; then nobody can say.
+        let unknown = [libc::ENOSYS, libc::EINVAL, libc::ESPIPE, libc::EOPNOTSUPP];
+        match error.raw_os_error() {
+            Some(code) if unknown.contains(&code) => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    #[cfg(test)]
+    fn note(&self, op: impl FnOnce(recorder::FileId) -> recorder::Op) -> io::Result<()> {
+        match &self.recorded {
+            Some(recorded) => recorded.note(op).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes a range of a file or block device read as zeros; gives the space back
+/// where that can be done.
+pub(crate) fn zero_range(file: &fs::File, offset: u64, bytes: u64) -> io::Result<()> {
+    if bytes == 0 || punch(file, offset, bytes)? {
+        return Ok(());
+    }
+    let mut at = offset;
+    while at < offset + bytes {
+        let piece = (offset + bytes - at).min(ZEROS_BYTES as u64);
+        file.write_all_at(zeros(piece), at)?;
+        at += piece;
+    }
+    Ok(())
+}
+
+/// Whether the file system below `file` can punch holes at all.
+#[cfg(test)]
+pub(crate) fn can_punch(file: &fs::File) -> bool {
+    file.metadata()
+        .is_ok_and(|m| punch(file, m.len().next_multiple_of(4096), 4096).unwrap_or(false))
+}
+
+fn punch(file: &fs::File, offset: u64, bytes: u64) -> io::Result<bool> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    match fallocate(file, flags, offset, bytes) {
+        Ok(()) => Ok(true),
+        Err(error) if is_unsupported(error) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A block device answers `INVAL` for a range that is no whole block.
+fn is_unsupported(error: Errno) -> bool {
+    [
+        Errno::OPNOTSUPP,
+        Errno::NOSYS,
+        Errno::INVAL,
+        Errno::NODEV,
+        Errno::PERM,
+    ]
+    .contains(&error)
+}
+
+fn zeros(bytes: u64) -> &'static [u8] {
+    let length = usize::try_from(bytes).unwrap_or(ZEROS_BYTES);
+    &ZEROS[..length.min(ZEROS_BYTES)]
+}
+
+/// The bytes of segments, fetched by the kernel as a socket's are, so that
+/// memory that changes or has lost its file is an error, not a crash.
+pub(crate) fn gather(segments: &[Segment<'_>]) -> io::Result<Vec<u8>> {
+    let carrier = fs::File::from(rustix::fs::memfd_create(
+        "segments",
+        rustix::fs::MemfdFlags::CLOEXEC,
+    )?);
+    let mut total = 0;
+    for segment in segments {
+        let mut done = 0;
+        while done < segment.len() {
+            let rest = segment.split_at(done).1;
+            // SAFETY: the kernel alone reads the memory, which stays mapped
+            // while the segment borrows its disk; std wants a `&[u8]`, which
+            // memory that may change is not.
+            let answer =
+                unsafe { libc::write(carrier.as_raw_fd(), rest.as_ptr().cast(), rest.len()) };
+            done += usize::try_from(answer).map_err(|_| io::Error::last_os_error())?;
+        }
+        total += segment.len();
+    }
+    let mut bytes = vec![0; total];
+    carrier.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}

@@ -1,0 +1,252 @@
+//! Overlays: one machine's private writes above a golden image.
+//!
+//! A directory of our own (docs/overlay-format.md): a sparse data file that
+//! holds block k at offset k * 4096, two bits a block that say where its bytes
+//! are, and, for `keep`, a log of those bits. Two promises:
+//!
+//! - *Process death*: everything **answered** is there afterwards. The bytes
+//!   are in the page cache, the marks in a shared mapping.
+//! - *Power loss* (`keep`): everything **flushed** is there, and nothing that
+//!   was not written. The mapping is void then; checkpoint and log speak.
+
+use std::path::Path;
+
+use crate::{
+    Access, BaseId, Disk, DiskError, Durability, Geometry, OpenError, Segment, SharedDisk,
+};
+
+/// What becomes of an overlay at the next boot generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OverlayMode {
+    /// It starts afresh; it lives through a death of the process, not through
+    /// one of the host. A flush costs nothing ([`Durability::Volatile`]).
+    Reset,
+    /// It lives on.
+    Keep,
+}
+
+/// When a write to a `keep` overlay is answered; a `reset` overlay is always
+/// [`Durability::Volatile`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Caching {
+    /// Once it survives the process ([`Durability::WriteBack`]).
+    #[default]
+    WriteBack,
+    /// Once it survives the loss of power ([`Durability::WriteThrough`]).
+    WriteThrough,
+}
+
+/// What the host's death did to an overlay, for the boot generation that is in
+/// its head. Asked at a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostLoss {
+    /// The host lived on since the overlay was last open: every answered write
+    /// is there.
+    None,
+    /// The host was lost while nothing was unflushed: every answered write is
+    /// there all the same.
+    Clean,
+    /// The host was lost, and with it writes that may have been answered (of a
+    /// `reset` overlay: all of them). A machine of this generation must not be
+    /// let in again, its page cache no longer matches: it must boot. Stays
+    /// until the generation changes.
+    LostWrites,
+}
+
+/// What an overlay's head says, told without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// What becomes of it at the next boot generation.
+    pub mode: OverlayMode,
+    /// The boot generation whose writes it holds.
+    pub generation: u64,
+    /// The image it lies on.
+    pub base: BaseId,
+    /// Its layers, lowest first.
+    pub layers: Vec<u32>,
+}
+
+/// What an overlay holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Blocks of 4 KiB that lie in the overlay.
+    pub own_blocks: u64,
+    /// Blocks of 4 KiB that read as zeros, whatever the image holds.
+    pub zero_blocks: u64,
+    /// Space its files take in the host's file system.
+    pub allocated_bytes: u64,
+}
+
+/// One machine's private writes above a golden image, open and locked.
+///
+/// Shared by every session of one boot generation. Dropping it is the death of
+/// a process (nothing is lost, all of it is found again); [`close`](Self::close)
+/// is the orderly end.
+pub struct Overlay {}
+
+impl Overlay {
+    /// Creates the directory `dir` (its parent exists) with an empty overlay
+    /// above `base`, and opens it.
+    pub fn create(
+        dir: &Path,
+        base: SharedDisk,
+        base_id: BaseId,
+        mode: OverlayMode,
+        generation: u64,
+        caching: Caching,
+    ) -> Result<Overlay, OpenError> {
+        let _ = (dir, base, base_id, mode, generation, caching);
+        unimplemented!()
+    }
+
+    /// Opens the overlay in `dir` and locks it.
+    ///
+    /// Refuses when it is open elsewhere, or when its head names another image
+    /// than `base_id`. After the host was lost a `reset` overlay is found
+    /// empty and a `keep` overlay holds what was flushed: see
+    /// [`host_loss`](Self::host_loss).
+    pub fn open(
+        dir: &Path,
+        base: SharedDisk,
+        base_id: BaseId,
+        caching: Caching,
+    ) -> Result<Overlay, OpenError> {
+        let _ = (dir, base, base_id, caching);
+        unimplemented!()
+    }
+
+    /// Makes the closed overlay in `dir` an empty one: of another boot
+    /// generation, and perhaps on another version of the image or of another
+    /// mode. Atomic: after a loss of power it is the old one or the new one.
+    pub fn restart(
+        dir: &Path,
+        base: SharedDisk,
+        base_id: BaseId,
+        mode: OverlayMode,
+        generation: u64,
+        caching: Caching,
+    ) -> Result<Overlay, OpenError> {
+        let _ = (dir, base, base_id, mode, generation, caching);
+        unimplemented!()
+    }
+
+    /// What the overlay in `dir` says of itself; takes no lock.
+    pub fn inspect(dir: &Path) -> Result<Summary, OpenError> {
+        let _ = dir;
+        unimplemented!()
+    }
+
+    /// Removes the overlay in `dir` and all it holds; refuses while it is open.
+    pub fn remove(dir: &Path) -> Result<(), OpenError> {
+        let _ = dir;
+        unimplemented!()
+    }
+
+    /// Begins another boot generation: a `reset` overlay starts afresh, a
+    /// `keep` overlay lives on.
+    ///
+    /// This handle is retired: every later write, unmap and flush through it
+    /// fails with [`DiskError::Failed`], so that a session of the old
+    /// generation can no longer touch what the new one sees. The new
+    /// generation works through the handle that is returned.
+    pub fn switch(&self, generation: u64) -> Result<Overlay, OpenError> {
+        let _ = generation;
+        unimplemented!()
+    }
+
+    /// Starts afresh for `generation`, whatever the mode; retires this handle
+    /// as [`switch`](Self::switch) does.
+    pub fn reset(&self, generation: u64) -> Result<Overlay, OpenError> {
+        let _ = generation;
+        unimplemented!()
+    }
+
+    /// What becomes of it at the next boot generation.
+    pub fn mode(&self) -> OverlayMode {
+        unimplemented!()
+    }
+
+    /// The boot generation whose writes it holds.
+    pub fn generation(&self) -> u64 {
+        unimplemented!()
+    }
+
+    /// The image it lies on.
+    pub fn base_id(&self) -> BaseId {
+        unimplemented!()
+    }
+
+    /// What the host's death did to the generation that is in the head.
+    pub fn host_loss(&self) -> HostLoss {
+        unimplemented!()
+    }
+
+    /// Blocks and bytes it holds; walks the marks, so not for every command.
+    pub fn usage(&self) -> Result<Usage, DiskError> {
+        unimplemented!()
+    }
+
+    /// Flushes and notes durably that nothing is unflushed, when no write is
+    /// under way: for moments of rest (the last session ended, a quiet
+    /// minute). The next write takes the note back, at the cost of one
+    /// `fdatasync`. Does nothing for `reset`.
+    pub fn settle(&self) -> Result<(), DiskError> {
+        unimplemented!()
+    }
+
+    /// The orderly end: flushes, writes a checkpoint, settles and retires this
+    /// handle. The lock is given back when the last owner drops it.
+    pub fn close(&self) -> Result<(), DiskError> {
+        unimplemented!()
+    }
+}
+
+/// Removes what an interrupted [`Overlay::create`] or [`Overlay::remove`] left
+/// in the directory that holds the overlays; for the program's start.
+pub fn sweep(overlays_dir: &Path) -> Result<(), OpenError> {
+    let _ = overlays_dir;
+    unimplemented!()
+}
+
+impl Disk for Overlay {
+    fn geometry(&self) -> Geometry {
+        unimplemented!()
+    }
+
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
+
+    fn durability(&self) -> Durability {
+        unimplemented!()
+    }
+
+    fn is_thin(&self) -> bool {
+        true
+    }
+
+    fn read(&self, _offset: u64, _buffer: &mut [u8]) -> Result<(), DiskError> {
+        unimplemented!()
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DiskError> {
+        unimplemented!()
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        unimplemented!()
+    }
+
+    fn unmap(&self, _offset: u64, _bytes: u64) -> Result<(), DiskError> {
+        unimplemented!()
+    }
+
+    fn segments<'a>(
+        &'a self,
+        _offset: u64,
+        _bytes: u64,
+        _segments: &mut Vec<Segment<'a>>,
+    ) -> Result<bool, DiskError> {
+        unimplemented!()
+    }
+}

@@ -1,0 +1,318 @@
+//! Raw files and block devices.
+//!
+//! The bytes of the file are the bytes of the disk. Reads go through `pread`,
+//! or straight from a mapping of the whole file ([`Disk::segments`]), which is
+//! safe against disk errors and truncation as long as only the kernel touches
+//! it. Writes go through `pwrite`, never through the mapping.
+//!
+//! Locked with `flock`: shared when read-only, exclusive when not, so that no
+//! golden image is ever written under its readers.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
+
+use crate::health::{Health, trouble};
+use crate::{Access, Disk, DiskError, Durability, Geometry, Segment, files, range};
+
+/// A raw file or block device.
+#[derive(Debug)]
+pub struct Raw {
+    file: File,
+    path: PathBuf,
+    geometry: Geometry,
+    access: Access,
+    /// None where the file system cannot map.
+    mapping: Option<MmapRaw>,
+    health: Health,
+}
+
+/// How to open a raw file.
+#[derive(Clone, Copy, Debug)]
+pub struct RawOptions {
+    /// Read-only, or in place.
+    pub access: Access,
+    /// 512, 2048 (for an ISO) or 4096; a block device knows its own.
+    pub logical_block_bytes: Option<u32>,
+}
+
+impl Raw {
+    /// Opens a file with blocks of 512 (4096 physical), or a block device with
+    /// its own.
+    pub fn open(path: &Path, access: Access) -> Result<Raw, DiskError> {
+        Raw::open_with(
+            path,
+            RawOptions {
+                access,
+                logical_block_bytes: None,
+            },
+        )
+    }
+
+    /// Opens a file or block device.
+    ///
+    /// Refuses when the size is not a whole number of blocks, or when another
+    /// opener holds a lock that excludes this one.
+    pub fn open_with(path: &Path, options: RawOptions) -> Result<Raw, DiskError> {
+        let context = |what: &str| format!("{what} {}", path.display());
+        let writable = options.access == Access::ReadWrite;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .open(path)
+            .map_err(|e| trouble(context("opening"), e))?;
+        let kind = file
+            .metadata()
+            .map_err(|e| trouble(context("reading"), e))?
+            .file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(trouble(
+                context("opening"),
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "neither a file nor a block device",
+                ),
+            ));
+        }
+        let lock = if writable {
+            FlockOperation::NonBlockingLockExclusive
+        } else {
+            FlockOperation::NonBlockingLockShared
+        };
+        flock(&file, lock).map_err(|e| match e {
+            rustix::io::Errno::WOULDBLOCK => trouble(
+                context("locking"),
+                io::Error::new(
+                    io::ErrorKind::ResourceBusy,
+                    "in use by another process or session",
+                ),
+            ),
+            other => trouble(context("locking"), other.into()),
+        })?;
+
+        let (mut logical, mut physical) = (512, 4096);
+        if kind.is_block_device() {
+            let geometry = |e: rustix::io::Errno| trouble(context("asking"), e.into());
+            logical = rustix::fs::ioctl_blksszget(&file).map_err(geometry)?;
+            physical = rustix::fs::ioctl_blkpbszget(&file).map_err(geometry)?;
+        }
+        if let Some(asked) = options.logical_block_bytes {
+            logical = asked;
+        }
+        let physical = physical.max(logical);
+        if !matches!(logical, 512 | 1024 | 2048 | 4096) || physical % logical != 0 {
+            return Err(trouble(
+                context("opening"),
+                io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    format!("blocks of {logical} (physical {physical}) bytes are not supported"),
+                ),
+            ));
+        }
+        let size_bytes =
+            seek(&file, SeekFrom::End(0)).map_err(|e| trouble(context("measuring"), e.into()))?;
+        if size_bytes % u64::from(logical) != 0 {
+            return Err(DiskError::Corrupt(format!(
+                "{} has {size_bytes} bytes, not a whole number of blocks of {logical}: \
+                 is it cut off? (truncate -s %{logical} pads it)",
+                path.display()
+            )));
+        }
+        let mapping = match usize::try_from(size_bytes) {
+            Ok(length) if length > 0 => MmapOptions::new()
+                .len(length)
+                .map_raw_read_only(&file)
+                .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "not mapped"))
+                .ok(),
+            _ => None,
+        };
+        Ok(Raw {
+            file,
+            path: path.to_owned(),
+            geometry: Geometry {
+                size_bytes,
+                logical_block_bytes: logical,
+                physical_block_bytes: physical,
+            },
+            access: options.access,
+            mapping,
+            health: Health::default(),
+        })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn writable(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        range::check(offset, bytes, self.geometry.size_bytes)?;
+        if self.access == Access::ReadOnly {
+            return Err(DiskError::ReadOnly);
+        }
+        self.health.check()
+    }
+
+    fn context(&self, what: &str) -> String {
+        format!("{what} {}", self.path.display())
+    }
+}
+
+impl Disk for Raw {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn access(&self) -> Access {
+        self.access
+    }
+
+    fn durability(&self) -> Durability {
+        Durability::WriteBack
+    }
+
+    fn is_thin(&self) -> bool {
+        self.access == Access::ReadWrite
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        range::check(offset, buffer.len() as u64, self.geometry.size_bytes)?;
+        self.file.read_exact_at(buffer, offset).map_err(|error| {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                DiskError::Corrupt(format!(
+                    "{} is shorter than the {} bytes it was opened with",
+                    self.path.display(),
+                    self.geometry.size_bytes
+                ))
+            } else {
+                trouble(self.context("reading"), error)
+            }
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.writable(offset, data.len() as u64)?;
+        self.file
+            .write_all_at(data, offset)
+            .map_err(|error| self.health.write_failed(self.context("writing"), error))
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        self.health.check()?;
+        self.file
+            .sync_data()
+            .map_err(|error| self.health.sync_failed(self.context("flushing"), error))
+    }
+
+    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        self.writable(offset, bytes)?;
+        files::zero_range(&self.file, offset, bytes)
+            .map_err(|error| self.health.write_failed(self.context("unmapping"), error))
+    }
+
+    fn segments<'a>(
+        &'a self,
+        offset: u64,
+        bytes: u64,
+        segments: &mut Vec<Segment<'a>>,
+    ) -> Result<bool, DiskError> {
+        let range = range::in_memory(offset, bytes, self.geometry.size_bytes)?;
+        let Some(mapping) = &self.mapping else {
+            return Ok(range.is_empty());
+        };
+        if !range.is_empty() {
+            let start = mapping.as_ptr().wrapping_add(range.start);
+            segments.push(Segment::new(start, range.len()));
+        }
+        Ok(true)
+    }
+
+    fn will_need(&self, offset: u64, bytes: u64) {
+        if let Some(mapping) = &self.mapping
+            && let Ok(range) = range::in_memory(offset, bytes, self.geometry.size_bytes)
+            && !range.is_empty()
+        {
+            // Only advice: a refusal changes nothing.
+            let _ = mapping.advise_range(Advice::WillNeed, range.start, range.len());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::contract::Subject;
+
+    fn file_of(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_raw_file_keeps_the_contract() {
+        let file = file_of(&[0x5a; 2 << 20]);
+        let open = || Arc::new(Raw::open(file.path(), Access::ReadWrite).unwrap()) as _;
+        Subject::new(open).reopened_by(open).check();
+    }
+
+    #[test]
+    fn a_read_only_raw_file_keeps_the_contract() {
+        let file = file_of(&[0x5a; 1 << 20]);
+        Subject::new(|| Arc::new(Raw::open(file.path(), Access::ReadOnly).unwrap()) as _).check();
+    }
+
+    #[test]
+    fn a_file_that_is_written_in_place_has_one_opener() {
+        let file = file_of(&[0; 4096]);
+        let reader = Raw::open(file.path(), Access::ReadOnly).unwrap();
+        let _second_reader = Raw::open(file.path(), Access::ReadOnly).unwrap();
+        let error = Raw::open(file.path(), Access::ReadWrite).err().unwrap();
+        assert!(error.to_string().contains("in use"), "{error}");
+        drop((reader, _second_reader));
+        let _writer = Raw::open(file.path(), Access::ReadWrite).unwrap();
+        assert!(Raw::open(file.path(), Access::ReadOnly).is_err());
+    }
+
+    #[test]
+    fn a_file_cut_off_below_us_is_corrupt_not_zeros() {
+        let file = file_of(&[1; 8192]);
+        let disk = Raw::open(file.path(), Access::ReadOnly).unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let error = disk.read(4096, &mut [0; 512]).err().unwrap();
+        assert!(matches!(error, DiskError::Corrupt(_)), "{error}");
+    }
+
+    #[test]
+    fn a_size_that_is_no_whole_number_of_blocks_is_refused() {
+        let file = file_of(&[0; 1000]);
+        let error = Raw::open(file.path(), Access::ReadOnly).err().unwrap();
+        assert!(error.to_string().contains("1000 bytes"), "{error}");
+    }
+
+    #[test]
+    fn an_unmapped_range_gives_its_space_back() {
+        let file = file_of(&[9; 1 << 20]);
+        let disk = Raw::open(file.path(), Access::ReadWrite).unwrap();
+        if !files::can_punch(file.as_file()) {
+            return; // Zeros are written here; the contract has checked those.
+        }
+        let blocks = || {
+            use std::os::unix::fs::MetadataExt;
+            disk.flush().unwrap();
+            file.as_file().metadata().unwrap().blocks()
+        };
+        let before = blocks();
+        disk.unmap(64 << 10, 512 << 10).unwrap();
+        assert!(blocks() + 1000 <= before);
+    }
+}
