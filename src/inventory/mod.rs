@@ -1,0 +1,112 @@
+//! FACTS: what this site has: machines, images, overlays, leases.
+//!
+//! [`Inventory`] is the one thing the rest of the program holds; each noun is a
+//! file here and adds its own methods to it. Facts about machines, overlays and
+//! leases lie in `DATA/state.db` and are saved by `store` alone; facts about an
+//! image lie beside its bytes, in its manifest, so that a copied DATA serves
+//! every disk without a database.
+//!
+//! Every method blocks for as long as a file system takes: call them from
+//! threads that may wait. Reads are answered from memory or from SQLite's page
+//! cache (microseconds); writes that promise durability wait for one `fsync`.
+
+mod generation;
+mod image;
+mod import;
+mod lease;
+mod lock;
+mod machine;
+mod name;
+mod overlay;
+mod store;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+pub(crate) use generation::{Generations, Prepared, Switch, chap_name, parse_chap_name};
+pub(crate) use image::{Image, ImageRef};
+pub(crate) use import::{Import, ImportRequest, ImportState};
+pub(crate) use machine::{
+    Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, OverlayMode, parse_mac,
+};
+pub(crate) use name::Name;
+pub(crate) use overlay::Overlay;
+pub(crate) use store::{SavedEvent, Store};
+
+/// All facts of one data directory, held locked while this lives.
+pub(crate) struct Inventory {
+    data: PathBuf,
+    limits: Limits,
+    store: Arc<Store>,
+    images: image::Images,
+    imports: import::Imports,
+    /// When each machine was last heard of, not yet saved.
+    seen: Mutex<HashMap<Uuid, Timestamp>>,
+    /// How many machines nobody knows may still be enrolled just now.
+    enrolments: Mutex<machine::Enrolments>,
+    _lock: lock::DataLock,
+}
+
+/// How far the inventory may grow on a stranger's word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Pending machines kept; beyond it the one enrolled first is forgotten.
+    pub(crate) pending_machines: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            // A school's computer rooms on their first morning.
+            pending_machines: 256,
+        }
+    }
+}
+
+/// Why the inventory refused, as one sentence for the operator.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// What was asked makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// It contradicts what is there already.
+    #[error("{0}")]
+    Conflict(String),
+    /// The host failed us (disk, database); not the asker's fault.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What an inventory method answers.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Inventory {
+    /// Opens (making it where needed) the data directory, locks it, and removes
+    /// what an interrupted import left behind.
+    pub(crate) fn open(data: &Path, limits: Limits) -> Result<Inventory> {
+        todo!()
+    }
+
+    /// The data directory.
+    pub(crate) fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The store, as the DHCP server's keeper of leases.
+    pub(crate) fn lease_store(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
+    }
+
+    /// Saves what was only noted in memory (when machines were last heard of).
+    /// The timeline calls it with each of its batches.
+    pub(crate) fn save_seen(&self) -> Result<()> {
+        todo!()
+    }
+}
