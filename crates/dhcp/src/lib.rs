@@ -10,8 +10,10 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+pub mod client;
 pub mod lease;
 pub mod server;
+pub mod wire;
 
 pub use server::{
     Counters, Interface, InterfaceConfig, InterfaceKind, Server, interfaces, look_for_other_servers,
