@@ -1,16 +1,26 @@
 //! TFTP server: RFC 1350 with options (RFC 2347, 2348, 2349) and windows
 //! (RFC 7440), read requests only.
 //!
-//! `wire` turns bytes into packets, `transfer` is one transfer without socket
-//! or clock, `server` owns the sockets. What a name means is asked through
-//! [`Files`].
+//! [`wire`] turns bytes into packets, [`transfer`] is one transfer without
+//! socket or clock, [`server`] owns the sockets. What a name means is asked
+//! through [`Files`].
+//!
+//! Not here: write requests (refused with error 2), `mail` mode, multicast
+//! (RFC 2090), Microsoft's variable window.
+
+pub mod server;
+pub mod transfer;
+pub mod wire;
+
+pub use server::{Counters, Limits, Server};
 
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// What the server asks its site.
+/// What the server asks its site. Both calls are made on a thread where
+/// blocking is allowed.
 pub trait Files: Send + Sync + 'static {
     /// The content behind a name, asked once per read request. `name` has
     /// been normalised (see `wire`): forward slashes, no leading slash, no
@@ -73,6 +83,14 @@ pub enum Outcome {
         /// Bytes acknowledged until then.
         bytes: u64,
     },
+    /// We could not go on: the file could not be read or shrank, or the
+    /// server was stopped.
+    Failed {
+        /// Why, for people to read.
+        reason: String,
+        /// Bytes acknowledged until then.
+        bytes: u64,
+    },
 }
 
 /// TFTP error codes (RFC 1350 section 5, RFC 2347).
@@ -86,4 +104,26 @@ pub enum ErrorCode {
     IllegalOperation,
     /// 0: not defined, for instance out of transfers.
     Busy,
+}
+
+impl ErrorCode {
+    /// The number on the wire.
+    pub fn number(self) -> u16 {
+        match self {
+            ErrorCode::Busy => 0,
+            ErrorCode::NotFound => 1,
+            ErrorCode::AccessViolation => 2,
+            ErrorCode::IllegalOperation => 4,
+        }
+    }
+
+    /// The words sent with it.
+    pub fn message(self) -> &'static str {
+        match self {
+            ErrorCode::Busy => "Server busy",
+            ErrorCode::NotFound => "File not found",
+            ErrorCode::AccessViolation => "Access violation",
+            ErrorCode::IllegalOperation => "Illegal operation",
+        }
+    }
 }
