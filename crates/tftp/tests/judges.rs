@@ -116,15 +116,18 @@ impl Lab {
 
     /// Outcomes, once there are `count` of them.
     async fn outcomes(&self, count: usize) -> Vec<Outcome> {
-        for _ in 0..500 {
+        let outcomes = || -> Vec<Outcome> {
             let ended = self.site.ended.lock().unwrap();
+            ended.iter().map(|(_, outcome)| outcome.clone()).collect()
+        };
+        for _ in 0..500 {
+            let ended = outcomes();
             if ended.len() >= count {
-                return ended.iter().map(|(_, outcome)| outcome.clone()).collect();
+                return ended;
             }
-            drop(ended);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("only {:?} ended", self.site.ended.lock().unwrap());
+        panic!("only {:?} ended", outcomes());
     }
 
     /// Waits until the counters are as wished.
