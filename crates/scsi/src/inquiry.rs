@@ -1,13 +1,28 @@
-//! Who a logical unit says it is (SPC-4 section 6.6 and 7.8).
+//! Who a logical unit says it is: INQUIRY and its vital product data (SPC-4
+//! sections 6.6 and 7.8, SBC-3 section 6.5).
+
+use disk::Geometry;
+
+use crate::provisioning::MAX_UNMAP_BLOCKS;
+use crate::provisioning::MAX_UNMAP_DESCRIPTORS;
+use crate::provisioning::max_write_same_blocks;
+use crate::unit::MAX_TRANSFER_BYTES;
+use crate::{Sense, truncated};
 
 /// Vendor of every unit, 8 characters.
-pub(crate) const VENDOR: &[u8; 8] = b"DISKLESS";
+const VENDOR: &[u8; 8] = b"DISKLESS";
+/// Transfers of this size are a good choice: one burst on the wire.
+const OPTIMAL_TRANSFER_BYTES: u64 = 256 * 1024;
+/// Longest serial number; keeps VPD page 83h below 255 bytes, which is all
+/// that some initiators ask for.
+const MAX_SERIAL_BYTES: usize = 64;
 
 /// What makes a logical unit recognisable; equal on every path to it and in
 /// every session, for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Unit serial number (VPD page 80h), printable ASCII.
+    /// Unit serial number (VPD page 80h), at most 64 printable ASCII
+    /// characters.
     pub serial: String,
     /// The source of its NAA designator (VPD page 83h).
     pub uuid: [u8; 16],
@@ -28,10 +43,201 @@ impl Identity {
 
     /// NAA 3h, locally assigned: 60 bits of the UUID. Those of its end, for
     /// a time-ordered UUID differs there.
-    pub(crate) fn naa(&self) -> [u8; 8] {
+    fn naa(&self) -> [u8; 8] {
         let mut naa = [0u8; 8];
         naa.copy_from_slice(&self.uuid[8..]);
         naa[0] = 0x30 | (self.uuid[8] & 0x0f);
         naa
+    }
+
+    fn serial_bytes(&self) -> Vec<u8> {
+        printable(&self.serial).take(MAX_SERIAL_BYTES).collect()
+    }
+}
+
+/// What INQUIRY says beside the identity.
+pub(crate) struct Facts {
+    pub(crate) geometry: Geometry,
+    pub(crate) is_thin: bool,
+}
+
+/// Answers INQUIRY.
+pub(crate) fn answer(
+    identity: &Identity,
+    facts: &Facts,
+    page: Option<u8>,
+    allocation: u16,
+) -> Result<Vec<u8>, Sense> {
+    let data = match page {
+        None => standard(identity),
+        Some(code) => {
+            let body = vpd(identity, facts, code).ok_or(Sense::invalid_cdb_field(2, 7))?;
+            let [high, low] = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
+            let mut data = vec![0, code, high, low];
+            data.extend_from_slice(&body);
+            data
+        }
+    };
+    Ok(truncated(data, u32::from(allocation)))
+}
+
+fn standard(identity: &Identity) -> Vec<u8> {
+    let mut data = vec![0u8; 96];
+    data[0] = 0x00; // connected, direct access block device
+    data[2] = 0x06; // SPC-4
+    data[3] = 0x12; // HISUP, response data format 2
+    data[4] = 96 - 5; // additional length
+    data[7] = 0x02; // CMDQUE
+    data[8..16].copy_from_slice(VENDOR);
+    padded(&mut data[16..32], &identity.product);
+    padded(&mut data[32..36], "1");
+    // SAM-5, iSCSI, SPC-4, SBC-3
+    for (at, descriptor) in [0x00a0u16, 0x0960, 0x0460, 0x04c0].into_iter().enumerate() {
+        data[58 + 2 * at..60 + 2 * at].copy_from_slice(&descriptor.to_be_bytes());
+    }
+    data
+}
+
+fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
+    Some(match code {
+        0x00 => vec![0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2],
+        0x80 => identity.serial_bytes(),
+        0x83 => designators(identity),
+        0x86 => {
+            let mut body = vec![0u8; 0x3c];
+            body[1] = 0x01; // SIMPSUP
+            body
+        }
+        0xb0 => block_limits(facts),
+        0xb1 => {
+            let mut body = vec![0u8; 0x3c];
+            body[1] = 0x01; // medium rotation rate: does not rotate
+            body
+        }
+        0xb2 => match facts.is_thin {
+            true => vec![0, 0xe4, 0x02, 0],  // LBPU LBPWS LBPWS10 LBPRZ; thin
+            false => vec![0, 0x04, 0x00, 0], // LBPRZ; fully provisioned
+        },
+        _ => return None,
+    })
+}
+
+/// NAA first: initiators that take only one take the first or the NAA.
+fn designators(identity: &Identity) -> Vec<u8> {
+    let naa = identity.naa();
+    let mut body = vec![0x01, 0x03, 0, 8]; // binary; logical unit, NAA
+    body.extend_from_slice(&naa);
+    let serial = identity.serial_bytes();
+    let length = u8::try_from(VENDOR.len() + serial.len()).unwrap_or(u8::MAX);
+    body.extend_from_slice(&[0x02, 0x01, 0, length]); // ASCII; logical unit, T10 vendor
+    body.extend_from_slice(VENDOR);
+    body.extend_from_slice(&serial);
+    body.extend_from_slice(&[0x01, 0x14, 0, 4, 0, 0, 0, 1]); // relative target port 1
+    body
+}
+
+fn block_limits(facts: &Facts) -> Vec<u8> {
+    let block_bytes = u64::from(facts.geometry.logical_block_bytes);
+    let blocks = |bytes: u64| u32::try_from(bytes / block_bytes).unwrap_or(u32::MAX);
+    let per_physical = facts.geometry.physical_block_bytes / facts.geometry.logical_block_bytes;
+    let mut page = vec![0u8; 0x40];
+    let mut put = |at: usize, value: &[u8]| page[at..at + value.len()].copy_from_slice(value);
+    let granularity = u16::try_from(per_physical).unwrap_or(1);
+    put(6, &granularity.to_be_bytes()); // optimal transfer length granularity
+    put(8, &blocks(MAX_TRANSFER_BYTES).to_be_bytes()); // maximum transfer length
+    put(12, &blocks(OPTIMAL_TRANSFER_BYTES).to_be_bytes()); // optimal transfer length
+    if facts.is_thin {
+        put(20, &MAX_UNMAP_BLOCKS.to_be_bytes()); // maximum unmap LBA count
+        put(24, &MAX_UNMAP_DESCRIPTORS.to_be_bytes()); // maximum unmap block descriptor count
+        put(28, &per_physical.to_be_bytes()); // optimal unmap granularity
+        put(32, &0x8000_0000u32.to_be_bytes()); // UGAVALID, alignment 0
+    }
+    let write_same = max_write_same_blocks(facts.is_thin, facts.geometry.logical_block_bytes);
+    put(36, &write_same.to_be_bytes()); // maximum write same length
+    page.split_off(4)
+}
+
+/// Fills `field` with `text`, cut or padded with blanks.
+fn padded(field: &mut [u8], text: &str) {
+    field.fill(b' ');
+    for (place, byte) in field.iter_mut().zip(printable(text)) {
+        *place = byte;
+    }
+}
+
+/// `text` in the characters SPC-4 section 4.4.1 allows.
+fn printable(text: &str) -> impl Iterator<Item = u8> + '_ {
+    text.chars().map(|c| match u8::try_from(c) {
+        Ok(byte @ 0x20..=0x7e) => byte,
+        _ => b'?',
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts = Facts {
+        geometry: Geometry {
+            size_bytes: 1 << 20,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+        },
+        is_thin: true,
+    };
+
+    fn identity() -> Identity {
+        Identity::new(
+            *b"\x01\x90\x12\x34\x56\x78\x70\x01\x80\x02\x03\x04\x05\x06\x07\x08",
+            "DISK",
+        )
+    }
+
+    #[test]
+    fn standard_data_names_vendor_product_and_standards() {
+        let data = answer(&identity(), &FACTS, None, 96).unwrap();
+        assert_eq!(&data[8..36], b"DISKLESSDISK            1   ");
+        assert_eq!(data[2], 6);
+        assert_eq!(usize::from(data[4]), data.len() - 5);
+    }
+
+    #[test]
+    fn every_listed_page_can_be_read_and_says_its_length() {
+        let list = answer(&identity(), &FACTS, Some(0), 255).unwrap();
+        for page in &list[4..] {
+            let data = answer(&identity(), &FACTS, Some(*page), 4096).unwrap();
+            assert_eq!(data[1], *page);
+            let length = u16::from_be_bytes([data[2], data[3]]);
+            assert_eq!(usize::from(length), data.len() - 4);
+        }
+        assert!(answer(&identity(), &FACTS, Some(0x84), 255).is_err());
+    }
+
+    #[test]
+    fn the_designators_fit_into_255_bytes_with_the_longest_serial() {
+        let mut identity = identity();
+        identity.serial = "s".repeat(300);
+        let data = answer(&identity, &FACTS, Some(0x83), 4096).unwrap();
+        assert!(data.len() <= 255);
+        assert_eq!(data[4..8], [0x01, 0x03, 0, 8]);
+        assert_eq!(data[8] >> 4, 3);
+    }
+
+    #[test]
+    fn two_uuids_give_two_naas() {
+        let mut other = identity();
+        other.uuid[15] ^= 1;
+        assert_ne!(identity().naa(), other.naa());
+    }
+
+    #[test]
+    fn thin_provisioning_is_told_as_tgt_tells_it() {
+        let data = answer(&identity(), &FACTS, Some(0xb2), 255).unwrap();
+        assert_eq!(data, [0x00, 0xb2, 0x00, 0x04, 0x00, 0xe4, 0x02, 0x00]);
+    }
+
+    #[test]
+    fn an_allocation_length_of_nothing_gives_nothing() {
+        assert_eq!(answer(&identity(), &FACTS, None, 0), Ok(vec![]));
     }
 }

@@ -3,12 +3,27 @@
 //! Knows no transport: a session hands in a command descriptor block and
 //! data, and gets back data or [`Sense`].
 
+mod attention;
+mod command;
 mod inquiry;
+mod luns;
+mod mode;
+mod opcodes;
+mod provisioning;
 mod sense;
 mod unit;
 
+pub use attention::Nexus;
+pub use command::{Command, Compare};
 pub use inquiry::Identity;
+pub use luns::{Lun, answer_for_absent, report_luns};
 pub use sense::{Sense, SenseFormat};
-pub use unit::LogicalUnit;
+pub use unit::{DataOut, LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 
 pub use disk;
+
+/// Cuts `data` to the allocation length a CDB gave; lengths inside stay.
+fn truncated(mut data: Vec<u8>, allocation: u32) -> Vec<u8> {
+    data.truncate(usize::try_from(allocation).unwrap_or(usize::MAX));
+    data
+}

@@ -1,19 +1,109 @@
 //! A logical unit: a disk that answers commands.
+//!
+//! A session first lets the unit [`admit`](LogicalUnit::admit) a CDB, which
+//! checks all that can be checked before data moves, and gets [`Work`]. It
+//! then moves data ([`put`](LogicalUnit::put), [`read`](LogicalUnit::read),
+//! [`segments`](LogicalUnit::segments)) and [`finish`](LogicalUnit::finish)es.
 
-use disk::SharedDisk;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::Identity;
+use disk::{Access, Durability, Geometry, Segment, SharedDisk};
+
+use crate::attention::{Attentions, Nexus};
+use crate::command::{Blocks, Command, Compare};
+use crate::provisioning::{max_write_same_blocks, parse_unmap};
+use crate::{Identity, Sense, SenseFormat, inquiry, mode, opcodes, truncated};
+
+/// MAXIMUM TRANSFER LENGTH: the most one READ, WRITE or VERIFY moves.
+pub const MAX_TRANSFER_BYTES: u64 = 16 << 20;
+/// How much a long command does before it looks whether it was called off.
+const STEP_BYTES: u64 = 1 << 20;
+/// UNMAP, WRITE SAME and VERIFY up to this size are done at once.
+const SMALL_BYTES: u64 = 64 << 10;
 
 /// A disk that answers commands.
 pub struct LogicalUnit {
     disk: SharedDisk,
+    geometry: Geometry,
     identity: Identity,
+    attentions: Attentions,
+    resets: AtomicU64,
+}
+
+/// A command that has passed every check and now wants its data.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    command: Command,
+    /// Where on the disk, in bytes.
+    offset: u64,
+    /// How much of the disk, in bytes.
+    bytes: u64,
+    data_out: DataOut,
+    pace: Pace,
+}
+
+impl Work {
+    /// The command.
+    pub fn command(&self) -> &Command {
+        &self.command
+    }
+
+    /// Which data the command needs from the initiator.
+    pub fn data_out(&self) -> DataOut {
+        self.data_out
+    }
+
+    /// Bytes of the disk that are to be sent: the data of a READ.
+    pub fn read_bytes(&self) -> Option<u64> {
+        matches!(self.command, Command::Read(_)).then_some(self.bytes)
+    }
+
+    /// How long [`finish`](LogicalUnit::finish) may take.
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Whether the work changes the disk, so that it must have ended before
+    /// its abort may be reported.
+    pub fn changes_disk(&self) -> bool {
+        !matches!(
+            self.command,
+            Command::SynchronizeCache(_) | Command::Verify { .. } | Command::StartStopUnit { .. }
+        )
+    }
+}
+
+/// Which data a command needs from the initiator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataOut {
+    /// None.
+    None,
+    /// So many bytes, each piece handed to [`LogicalUnit::put`] as it comes.
+    Streamed(u64),
+    /// So many bytes (64 KiB at most), handed to [`LogicalUnit::finish`] as a
+    /// whole.
+    Gathered(u64),
+}
+
+/// How long finishing a command may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Done where one stands.
+    AtOnce,
+    /// May wait for the medium; others should be served meanwhile.
+    Slow,
 }
 
 impl LogicalUnit {
     /// A unit over `disk` that calls itself `identity`.
     pub fn new(disk: SharedDisk, identity: Identity) -> LogicalUnit {
-        LogicalUnit { disk, identity }
+        LogicalUnit {
+            geometry: disk.geometry(),
+            disk,
+            identity,
+            attentions: Attentions::default(),
+            resets: AtomicU64::new(0),
+        }
     }
 
     /// The disk below.
@@ -25,4 +115,446 @@ impl LogicalUnit {
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
+
+    /// A new session's view of this unit.
+    pub fn connect(&self) -> Nexus {
+        self.attentions.connect()
+    }
+
+    /// Logical unit reset: every nexus is told, whoever asked for it. Tasks
+    /// that began under an earlier [`resets`](LogicalUnit::resets) are void.
+    pub fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::AcqRel);
+        self.attentions.raise(Sense::DEVICE_RESET_OCCURRED, None);
+    }
+
+    /// Ends the tasks of every nexus and tells the others so (CLEAR TASK
+    /// SET).
+    pub fn clear_tasks(&self, by: &Nexus) {
+        self.resets.fetch_add(1, Ordering::AcqRel);
+        self.attentions
+            .raise(Sense::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, Some(by));
+    }
+
+    /// How often all tasks of this unit have been made void.
+    pub fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
+    }
+
+    /// Checks a command, in the order SAM-5 section 5.14 and SPC-4 want: unit
+    /// attention, operation code, fields, write protection, range.
+    pub fn admit(&self, nexus: &Nexus, cdb: &[u8]) -> Result<Work, Sense> {
+        let exempt = matches!(cdb.first(), Some(0x12 | 0xa0 | 0x03));
+        if !exempt && let Some(attention) = nexus.take() {
+            return Err(attention);
+        }
+        let command = Command::parse(cdb)?;
+        let plain = Work {
+            command,
+            offset: 0,
+            bytes: 0,
+            data_out: DataOut::None,
+            pace: Pace::AtOnce,
+        };
+        match command {
+            Command::Read(blocks) => {
+                self.check_transfer(blocks)?;
+                self.ranged(plain, blocks)
+            }
+            Command::Write { blocks, fua } => {
+                self.check_transfer(blocks)?;
+                self.check_writable()?;
+                let work = self.ranged(plain, blocks)?;
+                Ok(Work {
+                    data_out: DataOut::Streamed(work.bytes),
+                    pace: self.flush_pace(fua),
+                    ..work
+                })
+            }
+            Command::WriteAndVerify { blocks, .. } => {
+                self.check_transfer(blocks)?;
+                self.check_writable()?;
+                let work = self.ranged(plain, blocks)?;
+                Ok(Work {
+                    data_out: DataOut::Streamed(work.bytes),
+                    pace: self.flush_pace(true),
+                    ..work
+                })
+            }
+            Command::Verify { blocks, compare } => {
+                let work = self.ranged(plain, blocks)?;
+                let data_out = match compare {
+                    Compare::Medium => DataOut::None,
+                    Compare::Data => {
+                        self.check_transfer(blocks)?;
+                        DataOut::Streamed(work.bytes)
+                    }
+                    Compare::OneBlock if blocks.count == 0 => DataOut::None,
+                    Compare::OneBlock => DataOut::Gathered(self.block_bytes()),
+                };
+                let pace = match compare {
+                    Compare::Data => Pace::AtOnce,
+                    _ => pace_of(work.bytes),
+                };
+                Ok(Work {
+                    data_out,
+                    pace,
+                    ..work
+                })
+            }
+            Command::PreFetch(blocks) => self.ranged(plain, blocks),
+            Command::SynchronizeCache(blocks) => Ok(Work {
+                pace: self.flush_pace(true),
+                ..self.ranged(plain, blocks)?
+            }),
+            Command::StartStopUnit {
+                load_eject,
+                power_condition,
+                start,
+                no_flush,
+            } => {
+                // Nothing to load or eject: the medium is not removable.
+                if load_eject && power_condition == 0 {
+                    return Err(Sense::invalid_cdb_field(4, 1));
+                }
+                let flushes = !start && power_condition == 0 && !no_flush;
+                Ok(Work {
+                    pace: self.flush_pace(flushes),
+                    ..plain
+                })
+            }
+            Command::WriteSame {
+                blocks,
+                unmap,
+                no_data_out,
+            } => self.admit_write_same(plain, blocks, unmap, no_data_out),
+            Command::Unmap { list_bytes } => {
+                if !self.disk.is_thin() {
+                    return Err(Sense::INVALID_OPCODE);
+                }
+                self.check_writable()?;
+                Ok(Work {
+                    data_out: DataOut::Gathered(u64::from(list_bytes)),
+                    pace: Pace::Slow,
+                    ..plain
+                })
+            }
+            _ => Ok(plain),
+        }
+    }
+
+    /// Takes a piece of a streamed command's data, `offset` bytes into it.
+    pub fn put(&self, work: &Work, offset: u64, data: &[u8]) -> Result<(), Sense> {
+        let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
+        if offset.checked_add(bytes).is_none_or(|end| end > work.bytes) {
+            return Err(Sense::INCORRECT_AMOUNT_OF_DATA);
+        }
+        let at = work.offset + offset;
+        match work.command {
+            Command::Write { .. } => self.write(at, data),
+            Command::WriteAndVerify { compare, .. } => {
+                self.write(at, data)?;
+                match compare {
+                    true => self.compare(at, data, offset),
+                    false => Ok(()),
+                }
+            }
+            Command::Verify { .. } => self.compare(at, data, offset),
+            _ => Err(Sense::INCORRECT_AMOUNT_OF_DATA),
+        }
+    }
+
+    /// Fills `buffer` with data of a READ, from `offset` bytes into it.
+    pub fn read(&self, work: &Work, offset: u64, buffer: &mut [u8]) -> Result<(), Sense> {
+        Ok(self.disk.read(work.offset + offset, buffer)?)
+    }
+
+    /// Appends where data of a READ lies mapped; `false` when some does not.
+    pub fn segments<'a>(
+        &'a self,
+        work: &Work,
+        offset: u64,
+        bytes: u64,
+        segments: &mut Vec<Segment<'a>>,
+    ) -> Result<bool, Sense> {
+        Ok(self.disk.segments(work.offset + offset, bytes, segments)?)
+    }
+
+    /// Says that a READ's data will be sent soon.
+    pub fn will_need(&self, work: &Work) {
+        self.disk.will_need(work.offset, work.bytes);
+    }
+
+    /// Does what is left once all data-out is there, and gives the data-in of
+    /// every command but READ. `data` is what a gathered command asked for. A
+    /// long command gives up when `called_off`; nobody hears its answer then.
+    pub fn finish(
+        &self,
+        nexus: &Nexus,
+        work: &Work,
+        data: &[u8],
+        called_off: &AtomicBool,
+    ) -> Result<Vec<u8>, Sense> {
+        match work.command {
+            Command::RequestSense { format, allocation } => {
+                let sense = nexus.take().unwrap_or(Sense::NONE);
+                Ok(truncated(sense.emit(format), u32::from(allocation)))
+            }
+            Command::Inquiry { page, allocation } => {
+                let facts = inquiry::Facts {
+                    geometry: self.geometry,
+                    is_thin: self.disk.is_thin(),
+                };
+                inquiry::answer(&self.identity, &facts, page, allocation)
+            }
+            Command::ModeSense(asked) => {
+                let facts = mode::Facts {
+                    geometry: self.geometry,
+                    access: self.disk.access(),
+                    durability: self.disk.durability(),
+                };
+                mode::sense(&asked, &facts)
+            }
+            Command::ReadCapacity10 => Ok(self.capacity10()),
+            Command::ReadCapacity16 { allocation } => Ok(truncated(self.capacity16(), allocation)),
+            Command::ReportSupportedOpcodes(asked) => opcodes::report(&asked, self.disk.is_thin()),
+            Command::Write { fua, .. } => self.flush_if(fua),
+            Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true),
+            Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow),
+            Command::PreFetch(_) => {
+                self.disk.will_need(work.offset, work.bytes);
+                Ok(vec![])
+            }
+            Command::Verify { compare, .. } => {
+                self.verify(work, compare, data, called_off)?;
+                Ok(vec![])
+            }
+            Command::WriteSame { .. } => {
+                self.write_same(work, data, called_off)?;
+                Ok(vec![])
+            }
+            Command::Unmap { .. } => {
+                self.unmap(data, called_off)?;
+                Ok(vec![])
+            }
+            Command::TestUnitReady | Command::Read(_) => Ok(vec![]),
+            // Answered by the session, which knows all units.
+            Command::ReportLuns { .. } => Err(Sense::INTERNAL_TARGET_FAILURE),
+        }
+    }
+
+    /// Which layout the sense of this unit travels in.
+    pub fn sense_format(&self) -> SenseFormat {
+        SenseFormat::Fixed
+    }
+
+    fn block_bytes(&self) -> u64 {
+        u64::from(self.geometry.logical_block_bytes)
+    }
+
+    fn block_count(&self) -> u64 {
+        self.geometry.size_bytes / self.block_bytes()
+    }
+
+    /// Refuses more than [`MAX_TRANSFER_BYTES`].
+    fn check_transfer(&self, blocks: Blocks) -> Result<(), Sense> {
+        match u64::from(blocks.count) * self.block_bytes() > MAX_TRANSFER_BYTES {
+            true => Err(Sense::INVALID_FIELD_IN_CDB),
+            false => Ok(()),
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), Sense> {
+        match self.disk.access() {
+            Access::ReadOnly => Err(Sense::WRITE_PROTECTED),
+            Access::ReadWrite => Ok(()),
+        }
+    }
+
+    /// Turns blocks into bytes, here and nowhere else.
+    fn ranged(&self, work: Work, blocks: Blocks) -> Result<Work, Sense> {
+        let block_count = self.block_count();
+        if blocks.lba > block_count || u64::from(blocks.count) > block_count - blocks.lba {
+            return Err(Sense::LBA_OUT_OF_RANGE);
+        }
+        Ok(Work {
+            offset: blocks.lba * self.block_bytes(),
+            bytes: u64::from(blocks.count) * self.block_bytes(),
+            ..work
+        })
+    }
+
+    fn admit_write_same(
+        &self,
+        work: Work,
+        blocks: Blocks,
+        unmap: bool,
+        no_data_out: bool,
+    ) -> Result<Work, Sense> {
+        let is_thin = self.disk.is_thin();
+        if unmap && !is_thin {
+            return Err(Sense::invalid_cdb_field(1, 3));
+        }
+        self.check_writable()?;
+        let work = self.ranged(work, blocks)?;
+        let bytes = match blocks.count {
+            0 => self.geometry.size_bytes - work.offset, // up to the end
+            _ => work.bytes,
+        };
+        let limit = max_write_same_blocks(is_thin, self.geometry.logical_block_bytes);
+        if bytes / self.block_bytes() > limit {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
+        }
+        Ok(Work {
+            bytes,
+            data_out: match no_data_out {
+                true => DataOut::None,
+                false => DataOut::Gathered(self.block_bytes()),
+            },
+            pace: pace_of(bytes),
+            ..work
+        })
+    }
+
+    /// How long a flush takes here.
+    fn flush_pace(&self, flushes: bool) -> Pace {
+        match flushes && self.disk.durability() != Durability::Volatile {
+            true => Pace::Slow,
+            false => Pace::AtOnce,
+        }
+    }
+
+    fn flush_if(&self, wanted: bool) -> Result<Vec<u8>, Sense> {
+        if wanted && self.disk.access() == Access::ReadWrite {
+            self.disk.flush().map_err(Sense::while_writing)?;
+        }
+        Ok(vec![])
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Sense> {
+        self.disk.write(offset, data).map_err(Sense::while_writing)
+    }
+
+    /// Compares the disk at `offset` with `data`, which lies `at` bytes into
+    /// the command's data.
+    fn compare(&self, offset: u64, data: &[u8], at: u64) -> Result<(), Sense> {
+        let mut stored = vec![0u8; data.len()];
+        self.disk.read(offset, &mut stored)?;
+        match stored.iter().zip(data).position(|(a, b)| a != b) {
+            None => Ok(()),
+            Some(first) => Err(Sense::miscompare_at(at + u64::try_from(first).unwrap_or(0))),
+        }
+    }
+
+    fn verify(
+        &self,
+        work: &Work,
+        compare: Compare,
+        block: &[u8],
+        called_off: &AtomicBool,
+    ) -> Result<(), Sense> {
+        let expected = match compare {
+            Compare::Data => return Ok(()), // compared as it came
+            Compare::Medium => None,
+            Compare::OneBlock => Some(repeated(block, work.bytes.min(STEP_BYTES))),
+        };
+        let mut buffer = buffer_of(work.bytes.min(STEP_BYTES));
+        for_each_step(work.offset, work.bytes, called_off, |offset, bytes| {
+            let done = offset - work.offset;
+            let length = usize::try_from(bytes).unwrap_or(0);
+            match &expected {
+                Some(pattern) => self.compare(offset, &pattern[..length], done),
+                None => Ok(self.disk.read(offset, &mut buffer[..length])?),
+            }
+        })
+    }
+
+    fn write_same(&self, work: &Work, block: &[u8], called_off: &AtomicBool) -> Result<(), Sense> {
+        let is_zero = block.iter().all(|byte| *byte == 0);
+        if is_zero && self.disk.is_thin() {
+            return for_each_step(work.offset, work.bytes, called_off, |offset, bytes| {
+                self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+            });
+        }
+        let step = work.bytes.min(STEP_BYTES);
+        let pattern = match is_zero {
+            true => buffer_of(step),
+            false => repeated(block, step),
+        };
+        for_each_step(work.offset, work.bytes, called_off, |offset, bytes| {
+            self.write(offset, &pattern[..usize::try_from(bytes).unwrap_or(0)])
+        })
+    }
+
+    fn unmap(&self, list: &[u8], called_off: &AtomicBool) -> Result<(), Sense> {
+        for range in parse_unmap(list, self.block_count())? {
+            let offset = range.lba * self.block_bytes();
+            let bytes = u64::from(range.count) * self.block_bytes();
+            for_each_step(offset, bytes, called_off, |offset, bytes| {
+                self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn last_lba(&self) -> u64 {
+        self.block_count().saturating_sub(1)
+    }
+
+    fn capacity10(&self) -> Vec<u8> {
+        let last = u32::try_from(self.last_lba()).unwrap_or(u32::MAX);
+        let mut data = last.to_be_bytes().to_vec();
+        data.extend_from_slice(&self.geometry.logical_block_bytes.to_be_bytes());
+        data
+    }
+
+    fn capacity16(&self) -> Vec<u8> {
+        let mut data = vec![0u8; 32];
+        data[..8].copy_from_slice(&self.last_lba().to_be_bytes());
+        data[8..12].copy_from_slice(&self.geometry.logical_block_bytes.to_be_bytes());
+        let per_physical = self.geometry.physical_block_bytes / self.geometry.logical_block_bytes;
+        data[13] = u8::try_from(per_physical.max(1).ilog2()).unwrap_or(0); // LBPPBE
+        if self.disk.is_thin() {
+            data[14] = 0xc0; // LBPME, LBPRZ
+        }
+        data
+    }
 }
+
+fn pace_of(bytes: u64) -> Pace {
+    match bytes > SMALL_BYTES {
+        true => Pace::Slow,
+        false => Pace::AtOnce,
+    }
+}
+
+/// A buffer of zeros; `bytes` is at most [`STEP_BYTES`].
+fn buffer_of(bytes: u64) -> Vec<u8> {
+    vec![0u8; usize::try_from(bytes).unwrap_or(0)]
+}
+
+/// `block` again and again, `bytes` long.
+fn repeated(block: &[u8], bytes: u64) -> Vec<u8> {
+    let length = usize::try_from(bytes).unwrap_or(0);
+    block.iter().copied().cycle().take(length).collect()
+}
+
+/// Does `step(offset, bytes)` for a range in pieces of [`STEP_BYTES`], until
+/// it is called off.
+fn for_each_step(
+    offset: u64,
+    bytes: u64,
+    called_off: &AtomicBool,
+    mut step: impl FnMut(u64, u64) -> Result<(), Sense>,
+) -> Result<(), Sense> {
+    let mut done = 0;
+    while done < bytes && !called_off.load(Ordering::Relaxed) {
+        let now = (bytes - done).min(STEP_BYTES);
+        step(offset + done, now)?;
+        done += now;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! Unit attentions: what happened to a unit while a nexus was not asking
+//! (SAM-5 section 5.14), one queue per I_T nexus.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::Sense;
+
+/// Most attentions that wait for one nexus; iPXE asks at most ten times
+/// whether a unit is ready before it gives up.
+const MAX_WAITING: usize = 8;
+
+/// One initiator session's view of one logical unit.
+///
+/// Dropping it is an I_T nexus loss.
+#[derive(Clone, Debug)]
+pub struct Nexus {
+    state: Arc<State>,
+}
+
+impl Nexus {
+    fn new(first: Sense) -> Nexus {
+        Nexus {
+            state: Arc::new(State {
+                is_waiting: AtomicBool::new(true),
+                queue: Mutex::new(VecDeque::from([first])),
+            }),
+        }
+    }
+
+    /// Takes the oldest attention, if one waits.
+    pub(crate) fn take(&self) -> Option<Sense> {
+        if !self.state.is_waiting.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut queue = self
+            .state
+            .queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let sense = queue.pop_front();
+        self.state
+            .is_waiting
+            .store(!queue.is_empty(), Ordering::Release);
+        sense
+    }
+}
+
+/// All nexuses of one unit.
+#[derive(Default)]
+pub(crate) struct Attentions {
+    nexuses: Mutex<Vec<Weak<State>>>,
+}
+
+impl Attentions {
+    /// A new nexus; its first command will be told so (29/00).
+    pub(crate) fn connect(&self) -> Nexus {
+        let nexus = Nexus::new(Sense::RESET_OCCURRED);
+        let mut all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.strong_count() > 0);
+        all.push(Arc::downgrade(&nexus.state));
+        nexus
+    }
+
+    /// Raises `sense` for every nexus but `except`.
+    pub(crate) fn raise(&self, sense: Sense, except: Option<&Nexus>) {
+        let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
+        for state in all.iter().filter_map(Weak::upgrade) {
+            if except.is_some_and(|nexus| Arc::ptr_eq(&nexus.state, &state)) {
+                continue;
+            }
+            let mut queue = state.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            if queue.len() < MAX_WAITING && !queue.contains(&sense) {
+                queue.push_back(sense);
+            }
+            state.is_waiting.store(true, Ordering::Release);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    /// Whether `queue` holds anything; read per command without the lock.
+    is_waiting: AtomicBool,
+    queue: Mutex<VecDeque<Sense>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_nexus_is_told_once_that_it_is_new() {
+        let nexus = Attentions::default().connect();
+        assert_eq!(nexus.take(), Some(Sense::RESET_OCCURRED));
+        assert_eq!(nexus.take(), None);
+    }
+
+    #[test]
+    fn an_attention_reaches_the_others_and_not_its_cause() {
+        let attentions = Attentions::default();
+        let (mine, other) = (attentions.connect(), attentions.connect());
+        (mine.take(), other.take());
+        attentions.raise(Sense::MODE_PARAMETERS_CHANGED, Some(&mine));
+        assert_eq!(mine.take(), None);
+        assert_eq!(other.take(), Some(Sense::MODE_PARAMETERS_CHANGED));
+    }
+
+    #[test]
+    fn the_queue_of_a_nexus_that_never_asks_stays_short() {
+        let attentions = Attentions::default();
+        let nexus = attentions.connect();
+        for ascq in 0..=255 {
+            attentions.raise(
+                Sense {
+                    ascq,
+                    ..Sense::RESET_OCCURRED
+                },
+                None,
+            );
+        }
+        let mut told = 0;
+        while nexus.take().is_some() {
+            told += 1;
+        }
+        assert_eq!(told, MAX_WAITING);
+    }
+}
