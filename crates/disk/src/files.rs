@@ -19,14 +19,10 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 
 use crate::Segment;
+use crate::zeros::zeros;
 
 #[cfg(test)]
 pub(crate) mod recorder;
-
-/// Zeros are written in pieces of this size where holes cannot be punched.
-const ZEROS_BYTES: usize = 256 * 1024;
-
-static ZEROS: [u8; ZEROS_BYTES] = [0; ZEROS_BYTES];
 
 /// The host's file system.
 #[derive(Clone, Debug)]
@@ -57,7 +53,7 @@ impl Files {
     /// Creates a file that is not there yet.
     pub(crate) fn create_file(&self, path: &Path) -> io::Result<File> {
         #[cfg(test)]
-        let id = self.note(|| recorder::Op::create(path))?;
+        let recorded = self.recorder.as_ref().map(|r| r.create(path)).transpose()?;
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -66,7 +62,7 @@ impl Files {
         Ok(File {
             file,
             #[cfg(test)]
-            recorded: id,
+            recorded,
         })
     }
 
@@ -76,41 +72,44 @@ impl Files {
         Ok(File {
             file,
             #[cfg(test)]
-            recorded: self.recorder.as_ref().map(|r| r.opened(path)),
+            recorded: self.recorder.as_ref().map(|r| r.open(path)),
         })
     }
 
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|| recorder::Op::rename(from, to))?;
+        self.note(|r| r.rename(from, to))?;
         fs::rename(from, to)
     }
 
     pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|| recorder::Op::remove_file(path))?;
+        self.note(|r| r.remove(path))?;
         fs::remove_file(path)
     }
 
     pub(crate) fn create_dir(&self, path: &Path) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|| recorder::Op::create_dir(path))?;
+        self.note(|r| r.create_dir(path))?;
         fs::create_dir(path)
     }
 
     pub(crate) fn remove_dir(&self, path: &Path) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|| recorder::Op::remove_dir(path))?;
+        self.note(|r| r.remove(path))?;
         fs::remove_dir(path)
     }
 
     /// Makes the names in a directory durable.
     pub(crate) fn sync_dir(&self, path: &Path) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|| recorder::Op::sync_dir(path))?;
+        let noted = Noted::begin(
+            self.recorder.as_ref().map(|r| r.dir(path)).as_ref(),
+            recorder::Op::Sync,
+        )?;
         fs::File::open(path)?.sync_all()?;
         #[cfg(test)]
-        self.note(|| recorder::Op::synced_dir(path))?;
+        noted.end();
         Ok(())
     }
 
@@ -144,10 +143,30 @@ impl Files {
     }
 
     #[cfg(test)]
-    fn note(&self, op: impl FnOnce() -> recorder::Op) -> io::Result<Option<recorder::Recorded>> {
-        match &self.recorder {
-            Some(recorder) => recorder.note(op()).map(Some),
-            None => Ok(None),
+    fn note(
+        &self,
+        op: impl FnOnce(&std::sync::Arc<recorder::Recorder>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.recorder.as_ref().map_or(Ok(()), op)
+    }
+
+    /// The same files after the host was lost and came back.
+    #[cfg(test)]
+    pub(crate) fn in_another_boot(&self) -> Files {
+        let mut boot_id = self.boot_id;
+        boot_id[0] = boot_id[0].wrapping_add(1);
+        Files {
+            boot_id,
+            recorder: None,
+        }
+    }
+
+    /// The same files with somebody who listens.
+    #[cfg(test)]
+    pub(crate) fn recorded_by(&self, recorder: &std::sync::Arc<recorder::Recorder>) -> Files {
+        Files {
+            boot_id: self.boot_id,
+            recorder: Some(recorder.clone()),
         }
     }
 }
@@ -172,63 +191,78 @@ impl File {
 
     pub(crate) fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|id| recorder::Op::write(id, offset, bytes))?;
+        let noted = Noted::begin(self.recorded.as_ref(), |file| {
+            recorder::Op::Write(file, offset, bytes.to_vec())
+        })?;
         self.file.write_all_at(bytes, offset)?;
         #[cfg(test)]
-        self.note(recorder::Op::wrote)?;
+        noted.end();
         Ok(())
     }
 
     /// Makes what is in the file durable, its length included.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         #[cfg(test)]
-        self.note(recorder::Op::sync)?;
+        let noted = Noted::begin(self.recorded.as_ref(), recorder::Op::Sync)?;
         self.file.sync_data()?;
         #[cfg(test)]
-        self.note(recorder::Op::synced)?;
+        noted.end();
         Ok(())
     }
 
     pub(crate) fn set_len(&self, bytes: u64) -> io::Result<()> {
         #[cfg(test)]
-        self.note(|id| recorder::Op::set_len(id, bytes))?;
-        self.file.set_len(bytes)
+        let noted = Noted::begin(self.recorded.as_ref(), |file| {
+            recorder::Op::SetLen(file, bytes)
+        })?;
+        self.file.set_len(bytes)?;
+        #[cfg(test)]
+        noted.end();
+        Ok(())
     }
 
     /// Makes a range read as zeros and gives its space back where the file
     /// system can. Where it cannot, nothing happens: `false`.
     pub(crate) fn punch_hole(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         #[cfg(test)]
-        self.note(|id| recorder::Op::punch(id, offset, bytes))?;
+        let noted = Noted::begin(self.recorded.as_ref(), |file| {
+            recorder::Op::Punch(file, offset, bytes)
+        })?;
         let punched = punch(&self.file, offset, bytes)?;
         #[cfg(test)]
-        self.note(recorder::Op::wrote)?;
+        noted.end();
         Ok(punched)
     }
 
     /// Reserves space, so that a store into a mapping cannot run out of it
     /// (it would raise SIGBUS). Bytes that are there stay.
     pub(crate) fn reserve(&self, bytes: u64) -> io::Result<()> {
+        #[cfg(test)]
+        let noted = Noted::begin(self.recorded.as_ref(), |file| {
+            recorder::Op::Reserve(file, bytes)
+        })?;
         match fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
-            Ok(()) => Ok(()),
+            Ok(()) => {}
             Err(error) if is_unsupported(error) => {
                 let mut at = self.file.metadata()?.len();
                 while at < bytes {
-                    let piece = (bytes - at).min(ZEROS_BYTES as u64);
-                    self.file.write_all_at(zeros(piece), at)?;
-                    at += piece;
+                    let piece = zeros(bytes - at);
+                    self.file.write_all_at(piece, at)?;
+                    at += piece.len() as u64;
                 }
-                Ok(())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => return Err(error.into()),
         }
+        #[cfg(test)]
+        noted.end();
+        Ok(())
     }
 
     /// Asks whether writeback has failed since the last question, without
     /// waiting for any: a wait for a byte behind the end of the file.
     pub(crate) fn writeback_error(&self) -> io::Result<()> {
         #[cfg(test)]
-        self.note(recorder::Op::writeback_error)?;
+        Noted::begin(self.recorded.as_ref(), recorder::Op::WritebackError)?;
         let end = i64::try_from(self.file.metadata()?.len()).unwrap_or(i64::MAX - 1);
         // SAFETY: no memory is passed, the descriptor is open; rustix and std
         // have no such call.
@@ -251,12 +285,30 @@ impl File {
             _ => Err(error),
         }
     }
+}
 
-    #[cfg(test)]
-    fn note(&self, op: impl FnOnce(recorder::FileId) -> recorder::Op) -> io::Result<()> {
-        match &self.recorded {
-            Some(recorded) => recorded.note(op).map(|_| ()),
-            None => Ok(()),
+/// An operation somebody listens to, between its begin and its end.
+#[cfg(test)]
+struct Noted(Option<(recorder::Recorded, usize)>);
+
+#[cfg(test)]
+impl Noted {
+    fn begin(
+        recorded: Option<&recorder::Recorded>,
+        op: impl FnOnce(recorder::Node) -> recorder::Op,
+    ) -> io::Result<Noted> {
+        match recorded {
+            Some(recorded) => {
+                let event = recorded.begin(op)?;
+                Ok(Noted(Some((recorded.clone(), event))))
+            }
+            None => Ok(Noted(None)),
+        }
+    }
+
+    fn end(self) {
+        if let Some((recorded, event)) = self.0 {
+            recorded.ended(event);
         }
     }
 }
@@ -269,9 +321,9 @@ pub(crate) fn zero_range(file: &fs::File, offset: u64, bytes: u64) -> io::Result
     }
     let mut at = offset;
     while at < offset + bytes {
-        let piece = (offset + bytes - at).min(ZEROS_BYTES as u64);
-        file.write_all_at(zeros(piece), at)?;
-        at += piece;
+        let piece = zeros(offset + bytes - at);
+        file.write_all_at(piece, at)?;
+        at += piece.len() as u64;
     }
     Ok(())
 }
@@ -302,11 +354,6 @@ fn is_unsupported(error: Errno) -> bool {
         Errno::PERM,
     ]
     .contains(&error)
-}
-
-fn zeros(bytes: u64) -> &'static [u8] {
-    let length = usize::try_from(bytes).unwrap_or(ZEROS_BYTES);
-    &ZEROS[..length.min(ZEROS_BYTES)]
 }
 
 /// The bytes of segments, fetched by the kernel as a socket's are, so that

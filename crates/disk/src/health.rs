@@ -31,6 +31,11 @@ impl Health {
         DiskError::Failed(self.failure.get_or_init(|| reason).clone())
     }
 
+    /// Ends all writing without a failure.
+    pub(crate) fn close(&self, reason: &str) {
+        let _ = self.failure.set(reason.to_owned());
+    }
+
     /// A write was refused: lack of space is temporary and the writer knows
     /// what it did not write; anything else is for good.
     pub(crate) fn write_failed(&self, context: String, source: io::Error) -> DiskError {

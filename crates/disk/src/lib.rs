@@ -15,6 +15,7 @@ pub mod probe;
 mod ram;
 mod range;
 mod raw;
+mod zeros;
 
 pub use error::{DiskError, OpenError};
 pub use image::BaseId;

@@ -9,11 +9,28 @@
 //! - *Power loss* (`keep`): everything **flushed** is there, and nothing that
 //!   was not written. The mapping is void then; checkpoint and log speak.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use self::head::Head;
+use self::store::Store;
+use crate::files::Files;
+use crate::health::trouble;
 use crate::{
     Access, BaseId, Disk, DiskError, Durability, Geometry, OpenError, Segment, SharedDisk,
 };
+
+mod head;
+mod journal;
+mod layer;
+mod live;
+mod lock;
+mod rounds;
+mod store;
+#[cfg(test)]
+mod tests;
 
 /// What becomes of an overlay at the next boot generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +99,11 @@ pub struct Usage {
 /// Shared by every session of one boot generation. Dropping it is the death of
 /// a process (nothing is lost, all of it is found again); [`close`](Self::close)
 /// is the orderly end.
-pub struct Overlay {}
+pub struct Overlay {
+    store: Arc<Store>,
+    /// Another handle has taken over, or this one was closed.
+    retired: AtomicBool,
+}
 
 impl Overlay {
     /// Creates the directory `dir` (its parent exists) with an empty overlay
@@ -95,8 +116,8 @@ impl Overlay {
         generation: u64,
         caching: Caching,
     ) -> Result<Overlay, OpenError> {
-        let _ = (dir, base, base_id, mode, generation, caching);
-        unimplemented!()
+        let below = Below::new(base, base_id)?;
+        Store::create(real_files()?, dir, below, mode, generation, caching).map(Overlay::over)
     }
 
     /// Opens the overlay in `dir` and locks it.
@@ -111,8 +132,8 @@ impl Overlay {
         base_id: BaseId,
         caching: Caching,
     ) -> Result<Overlay, OpenError> {
-        let _ = (dir, base, base_id, caching);
-        unimplemented!()
+        let below = Below::new(base, base_id)?;
+        Store::open(real_files()?, dir, below, caching).map(Overlay::over)
     }
 
     /// Makes the closed overlay in `dir` an empty one: of another boot
@@ -126,20 +147,24 @@ impl Overlay {
         generation: u64,
         caching: Caching,
     ) -> Result<Overlay, OpenError> {
-        let _ = (dir, base, base_id, mode, generation, caching);
-        unimplemented!()
+        let below = Below::new(base, base_id)?;
+        Store::restart(real_files()?, dir, below, mode, generation, caching).map(Overlay::over)
     }
 
     /// What the overlay in `dir` says of itself; takes no lock.
     pub fn inspect(dir: &Path) -> Result<Summary, OpenError> {
-        let _ = dir;
-        unimplemented!()
+        let head = Head::read(dir)?;
+        Ok(Summary {
+            mode: head.mode,
+            generation: head.generation,
+            base: head.base,
+            layers: head.layers,
+        })
     }
 
     /// Removes the overlay in `dir` and all it holds; refuses while it is open.
     pub fn remove(dir: &Path) -> Result<(), OpenError> {
-        let _ = dir;
-        unimplemented!()
+        store::remove(&real_files()?, dir)
     }
 
     /// Begins another boot generation: a `reset` overlay starts afresh, a
@@ -148,69 +173,96 @@ impl Overlay {
     /// This handle is retired: every later write, unmap and flush through it
     /// fails with [`DiskError::Failed`], so that a session of the old
     /// generation can no longer touch what the new one sees. The new
-    /// generation works through the handle that is returned.
+    /// generation works through the handle that is returned. After an error
+    /// this handle goes on.
     pub fn switch(&self, generation: u64) -> Result<Overlay, OpenError> {
-        let _ = generation;
-        unimplemented!()
+        match self.mode() {
+            OverlayMode::Reset => self.reset(generation),
+            OverlayMode::Keep => {
+                self.store.begin_generation(&self.retired, generation)?;
+                Ok(Overlay::over(self.store.clone()))
+            }
+        }
     }
 
     /// Starts afresh for `generation`, whatever the mode; retires this handle
     /// as [`switch`](Self::switch) does.
     pub fn reset(&self, generation: u64) -> Result<Overlay, OpenError> {
-        let _ = generation;
-        unimplemented!()
+        self.store
+            .reset(&self.retired, generation)
+            .map(Overlay::over)
     }
 
     /// What becomes of it at the next boot generation.
     pub fn mode(&self) -> OverlayMode {
-        unimplemented!()
+        self.store.mode()
     }
 
     /// The boot generation whose writes it holds.
     pub fn generation(&self) -> u64 {
-        unimplemented!()
+        self.store.generation()
     }
 
     /// The image it lies on.
     pub fn base_id(&self) -> BaseId {
-        unimplemented!()
+        self.store.base_id()
     }
 
     /// What the host's death did to the generation that is in the head.
     pub fn host_loss(&self) -> HostLoss {
-        unimplemented!()
+        self.store.host_loss()
     }
 
     /// Blocks and bytes it holds; walks the marks, so not for every command.
     pub fn usage(&self) -> Result<Usage, DiskError> {
-        unimplemented!()
+        self.store.usage()
     }
 
-    /// Flushes and notes durably that nothing is unflushed, when no write is
+    /// Flushes and notes durably that nothing is unflushed, unless a write is
     /// under way: for moments of rest (the last session ended, a quiet
     /// minute). The next write takes the note back, at the cost of one
     /// `fdatasync`. Does nothing for `reset`.
     pub fn settle(&self) -> Result<(), DiskError> {
-        unimplemented!()
+        self.live()?;
+        self.store.settle(&self.retired)
     }
 
     /// The orderly end: flushes, writes a checkpoint, settles and retires this
     /// handle. The lock is given back when the last owner drops it.
     pub fn close(&self) -> Result<(), DiskError> {
-        unimplemented!()
+        self.live()?;
+        self.store.close(&self.retired)
+    }
+
+    fn over(store: Arc<Store>) -> Overlay {
+        Overlay {
+            store,
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// Refuses once this handle is retired.
+    fn live(&self) -> Result<(), DiskError> {
+        check_retired(&self.retired)
     }
 }
 
-/// Removes what an interrupted [`Overlay::create`] or [`Overlay::remove`] left
-/// in the directory that holds the overlays; for the program's start.
-pub fn sweep(overlays_dir: &Path) -> Result<(), OpenError> {
-    let _ = overlays_dir;
-    unimplemented!()
+impl fmt::Debug for Overlay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Overlay")
+            .field("dir", &self.store.dir())
+            .field("generation", &self.generation())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Disk for Overlay {
     fn geometry(&self) -> Geometry {
-        unimplemented!()
+        Geometry {
+            size_bytes: self.store.size_bytes(),
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+        }
     }
 
     fn access(&self) -> Access {
@@ -218,35 +270,89 @@ impl Disk for Overlay {
     }
 
     fn durability(&self) -> Durability {
-        unimplemented!()
+        self.store.durability()
     }
 
     fn is_thin(&self) -> bool {
         true
     }
 
-    fn read(&self, _offset: u64, _buffer: &mut [u8]) -> Result<(), DiskError> {
-        unimplemented!()
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.store.read(offset, buffer)
     }
 
-    fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DiskError> {
-        unimplemented!()
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.store.write(&self.retired, offset, data)
     }
 
     fn flush(&self) -> Result<(), DiskError> {
-        unimplemented!()
+        self.live()?;
+        self.store.flush()
     }
 
-    fn unmap(&self, _offset: u64, _bytes: u64) -> Result<(), DiskError> {
-        unimplemented!()
+    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        self.store.unmap(&self.retired, offset, bytes)
     }
 
     fn segments<'a>(
         &'a self,
-        _offset: u64,
-        _bytes: u64,
-        _segments: &mut Vec<Segment<'a>>,
+        offset: u64,
+        bytes: u64,
+        segments: &mut Vec<Segment<'a>>,
     ) -> Result<bool, DiskError> {
-        unimplemented!()
+        self.store.segments(offset, bytes, segments)
     }
+
+    fn will_need(&self, offset: u64, bytes: u64) {
+        self.store.will_need(offset, bytes);
+    }
+}
+
+/// Removes what an interrupted [`Overlay::create`] or [`Overlay::remove`] left
+/// in the directory that holds the overlays; for the program's start.
+pub fn sweep(overlays_dir: &Path) -> Result<(), OpenError> {
+    store::sweep(&real_files()?, overlays_dir)
+}
+
+/// What lies below an overlay: the image, and which one it is.
+struct Below {
+    disk: SharedDisk,
+    id: BaseId,
+}
+
+impl Below {
+    /// Refuses an image whose size is not the one its identity names.
+    fn new(disk: SharedDisk, id: BaseId) -> Result<Below, OpenError> {
+        let size_bytes = disk.geometry().size_bytes;
+        if size_bytes != id.size_bytes || !size_bytes.is_multiple_of(512) {
+            return Err(OpenError::Disk(DiskError::Corrupt(format!(
+                "the image has {size_bytes} bytes, published with {}",
+                id.size_bytes
+            ))));
+        }
+        Ok(Below { disk, id })
+    }
+}
+
+fn check_retired(retired: &AtomicBool) -> Result<(), DiskError> {
+    if retired.load(Ordering::Acquire) {
+        return Err(DiskError::Failed(
+            "the overlay was closed, or a newer boot generation has taken over".into(),
+        ));
+    }
+    Ok(())
+}
+
+fn real_files() -> Result<Files, OpenError> {
+    Files::real().map_err(|e| trouble("asking which boot of the kernel this is".into(), e).into())
+}
+
+/// `N` bytes at `at` of something that was checked to be long enough; zeros
+/// where it is not.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    if let Some(found) = bytes.get(at..at + N) {
+        field.copy_from_slice(found);
+    }
+    field
 }
