@@ -1,3 +1,5 @@
+//! A transfer with a hand on its clock, and against a client over a bad network.
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 

@@ -1,0 +1,61 @@
+//! Every key of `diskless.toml`: its name, the field it sets, what is allowed.
+
+use super::value::{self, Given, Refusal};
+use super::{Config, ENVIRONMENT_PREFIX};
+
+/// One key.
+pub(super) struct Key {
+    /// With its section, as in `dhcp.mode`.
+    pub(super) name: &'static str,
+    /// What a value may be, for people.
+    pub(super) allowed: &'static str,
+    /// Puts a value in its field.
+    pub(super) set: fn(&mut Config, &Given<'_>) -> Result<(), Refusal>,
+}
+
+impl Key {
+    /// The variable of the environment that sets it.
+    pub(super) fn variable(&self) -> String {
+        ENVIRONMENT_PREFIX.to_owned() + &self.name.to_ascii_uppercase().replace('.', "_")
+    }
+}
+
+macro_rules! keys {
+    ($($name:literal => $($field:ident).+ = $read:path, $allowed:literal;)*) => {
+        /// All keys, in the order the example explains them.
+        pub(super) const KEYS: &[Key] = &[$(Key {
+            name: $name,
+            allowed: $allowed,
+            set: |config, given| {
+                config.$($field).+ = $read(given)?;
+                Ok(())
+            },
+        }),*];
+    };
+}
+
+keys! {
+    "data" => data = value::path, "the path of a directory";
+    "network.interface" => network.interface = value::interface, "the name of a network interface, as in \"eth1\"";
+    "network.address" => network.address = value::address_or_none, "an IPv4 address of the interface, as in \"192.168.1.10\"";
+    "dhcp.mode" => dhcp.mode = value::mode, "\"observe\", \"proxy\" or \"full\"";
+    "dhcp.pool" => dhcp.pool = value::ranges, "a list of ranges, as in [\"192.168.1.100-192.168.1.200\"]";
+    "dhcp.lease" => dhcp.lease = value::lease, "a time from \"2m\" to \"365d\", as in \"90m\" or \"12h\"";
+    "dhcp.router" => dhcp.router = value::address_or_none, "an IPv4 address, as in \"192.168.1.1\"";
+    "dhcp.dns" => dhcp.dns = value::addresses, "a list of IPv4 addresses, as in [\"192.168.1.1\", \"9.9.9.9\"]";
+    "dhcp.domain" => dhcp.domain = value::domain, "a domain name, as in \"lab.example.org\"";
+    "dhcp.ntp" => dhcp.ntp = value::addresses, "a list of IPv4 addresses, as in [\"192.168.1.1\"]";
+    "dhcp.allow_other_servers" => dhcp.allow_other_servers = value::boolean, "true or false";
+    "tftp.enabled" => tftp.enabled = value::boolean, "true or false";
+    "tftp.port" => tftp.port = value::port, "a port from 1 to 65535";
+    "tftp.block_bytes" => tftp.block_bytes = value::block_bytes, "a number from 512 to 65464; more than 1468 needs jumbo frames";
+    "http.port" => http.port = value::port, "a port from 1 to 65535";
+    "iscsi.port" => iscsi.port = value::port, "a port from 1 to 65535";
+    "iscsi.target_prefix" => iscsi.target_prefix = value::iqn, "an iSCSI name: iqn., year-month, a domain you own backwards, as in \"iqn.2026-11.org.example\"";
+    "loaders.directory" => loaders.directory = value::path_or_none, "the path of a directory, or \"\" for none";
+    "boot.retry" => boot.retry = value::retry, "a time from \"1s\" to \"10m\"";
+    "machines.pending_limit" => machines.pending_limit = value::pending_limit, "a number from 0 to 10000";
+    "api.socket" => api.socket = value::socket, "the path of a Unix socket of at most 107 bytes, or \"\" for none";
+    "api.listen" => api.listen = value::loopback, "a loopback address with a port, as in \"127.0.0.1:8067\", or \"\" for none";
+    "log.level" => log.level = value::level, "\"error\", \"warn\", \"info\", \"debug\" or \"trace\", also by part as in \"info,tftp=debug\"";
+}
