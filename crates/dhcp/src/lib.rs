@@ -10,8 +10,12 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+pub mod answer;
 pub mod client;
+mod frame;
 pub mod lease;
+mod proxy;
+mod reply;
 pub mod server;
 pub mod wire;
 

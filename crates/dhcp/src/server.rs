@@ -1,11 +1,58 @@
 //! The server: sockets, clock and thread (RFC 2131, PXE 2.1).
+//!
+//! Per interface, in `proxy` and `full` mode, two UDP sockets on each of the
+//! ports 67 and 4011, bound to the device: one for what is broadcast, one on
+//! our address, for what is sent to us alone (a renewal, not a rebinding) and
+//! so that replies come from the server identifier. Beside them, in every
+//! mode, a packet socket: it reaches clients that have no address yet and
+//! hears other servers. `observe` mode has nothing but that, and so no port.
+//!
+//! All of it runs on one thread of its own, so that a site whose answers come
+//! from a database does not hold up anybody else's runtime.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::io;
-use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::{Lease, LeaseStore, Mac, Policy, Settings};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+mod interfaces;
+mod packet;
+mod probe;
+
+pub use interfaces::{Interface, InterfaceKind, interfaces};
+pub use probe::look_for_other_servers;
+
+use crate::answer::{Arrival, CLIENT_PORT, Destination, Port, Reply, answer, watch};
+use crate::lease::{Leases, RENEW_INTERVAL};
+use crate::wire::{Message, Op};
+use crate::{
+    Boot, Client, Lease, LeaseStore, Mac, Mode, Observation, Policy, Promise, Settings, Subnet,
+    frame,
+};
+use packet::{AsyncPacketSocket, PacketSocket};
+
+/// The largest packet looked at: more than an Ethernet frame holds.
+const MAX_PACKET_BYTES: usize = 4096;
+
+/// After an error of a socket (the interface went down), before the next try.
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often one foreign server is told to the site.
+const FOREIGN_PAUSE: Duration = Duration::from_secs(60);
+
+/// How often malformed packets are told to the site.
+const MALFORMED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Foreign servers remembered; whoever invents more is not told more often.
+const MAX_FOREIGN_SERVERS: usize = 64;
 
 /// An interface to serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +68,7 @@ pub struct InterfaceConfig {
 /// What was counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Packets received on the served ports.
+    /// Requests received; in observe mode, all DHCP packets heard.
     pub received: u64,
     /// Packets dropped because they could not be read.
     pub malformed: u64,
@@ -30,9 +77,20 @@ pub struct Counters {
 }
 
 /// A running server.
-#[derive(Debug)]
 pub struct Server {
-    counters: Counters,
+    shared: Arc<Shared>,
+    /// Dropped or sent to: the thread ends.
+    stop: oneshot::Sender<()>,
+    /// Ends with the thread.
+    stopped: oneshot::Receiver<()>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Server {
@@ -41,82 +99,519 @@ impl Server {
     /// # Errors
     /// `AddrInUse`: another program holds port 67 or 4011 of an interface
     /// (never in observe mode, which holds no port). `NotFound`: no such
-    /// interface. `PermissionDenied`: neither root nor `CAP_NET_RAW` and
+    /// interface. `AddrNotAvailable`: the interface has no such address.
+    /// `PermissionDenied`: neither root nor `CAP_NET_RAW` and
     /// `CAP_NET_BIND_SERVICE`. `InvalidInput`: settings that contradict
-    /// themselves. The message names interface and port.
+    /// themselves. The message names interface and port. `Other`: leases that
+    /// cannot be loaded.
     pub fn start(
         interfaces: Vec<InterfaceConfig>,
         settings: Settings,
         policy: Arc<dyn Policy>,
         leases: Arc<dyn LeaseStore>,
     ) -> io::Result<Server> {
-        let _ = (interfaces, settings, policy, leases);
-        Err(io::ErrorKind::Unsupported.into())
+        check(&interfaces, &settings)?;
+        let links: Vec<Link> = interfaces
+            .iter()
+            .map(|config| Link::open(config, settings.mode))
+            .collect::<io::Result<_>>()?;
+        let leases = Leases::open(leases, SystemTime::now())
+            .map_err(|error| io::Error::other(format!("leases cannot be loaded: {error}")))?;
+        let own = interfaces.iter().map(|config| config.address).collect();
+        let shared = Arc::new(Shared {
+            settings,
+            policy: Calm {
+                policy,
+                own,
+                foreign: Mutex::default(),
+                malformed: Mutex::default(),
+            },
+            leases: Mutex::new(leases),
+            received: AtomicU64::new(0),
+            malformed: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+        });
+
+        let (stop, stop_asked) = oneshot::channel();
+        let (has_stopped, stopped) = oneshot::channel();
+        let (started, has_started) = mpsc::channel();
+        let of_thread = shared.clone();
+        std::thread::Builder::new()
+            .name("dhcp".into())
+            .spawn(move || {
+                let _has_stopped: oneshot::Sender<()> = has_stopped;
+                let runtime = match tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                runtime.block_on(async {
+                    let tasks = links
+                        .into_iter()
+                        .map(Link::register)
+                        .collect::<io::Result<Vec<_>>>()
+                        .map(|links| of_thread.spawn(links));
+                    match tasks {
+                        Ok(_tasks) => {
+                            let _ = started.send(Ok(()));
+                            let _ = stop_asked.await;
+                        }
+                        Err(error) => drop(started.send(Err(error))),
+                    }
+                });
+            })?;
+        has_started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the DHCP thread ended at once")))?;
+        Ok(Server {
+            shared,
+            stop,
+            stopped,
+        })
     }
 
     /// All leases, expired ones included, by address.
     pub fn leases(&self) -> Vec<Lease> {
-        Vec::new()
+        self.shared.leases().all()
     }
 
     /// What was counted since the start.
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters {
+            received: self.shared.received.load(Ordering::Relaxed),
+            malformed: self.shared.malformed.load(Ordering::Relaxed),
+            answered: self.shared.answered.load(Ordering::Relaxed),
+        }
     }
 
-    /// Stops answering and closes the sockets; dropping does the same
-    /// without waiting.
-    pub async fn stop(self) {}
+    /// Stops answering and closes the sockets; returns when they are closed.
+    /// Dropping does the same without waiting.
+    pub async fn stop(self) {
+        drop(self.stop);
+        let _ = self.stopped.await;
+    }
 }
 
-/// A network interface of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interface {
-    /// Its name.
-    pub name: String,
-    /// Whether it is up and has a carrier.
-    pub is_up: bool,
-    /// What it is.
-    pub kind: InterfaceKind,
-    /// Its Ethernet address.
-    pub mac: Option<Mac>,
-    /// Its IPv4 addresses with their masks.
-    pub addresses: Vec<(Ipv4Addr, Ipv4Addr)>,
+/// What contradicts itself in the settings.
+fn check(interfaces: &[InterfaceConfig], settings: &Settings) -> io::Result<()> {
+    let invalid = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    if interfaces.is_empty() {
+        return invalid("no interface to serve".into());
+    }
+    if settings.mode != Mode::Full {
+        return Ok(());
+    }
+    for subnet in &settings.subnets {
+        let Subnet {
+            network,
+            netmask,
+            ranges,
+            ..
+        } = subnet;
+        let mask = netmask.to_bits();
+        if mask.leading_ones() + mask.trailing_zeros() != 32 {
+            return invalid(format!("{netmask} is no netmask"));
+        }
+        for (first, last) in ranges {
+            if first > last || !subnet.contains(*first) || !subnet.contains(*last) {
+                return invalid(format!(
+                    "the pool {first} to {last} does not lie in {network} / {netmask}"
+                ));
+            }
+        }
+    }
+    for InterfaceConfig { name, address, .. } in interfaces {
+        if !settings
+            .subnets
+            .iter()
+            .any(|subnet| subnet.contains(*address))
+        {
+            return invalid(format!(
+                "no subnet is declared for {address} of interface {name}"
+            ));
+        }
+    }
+    Ok(())
 }
 
-/// What an interface is, for the question which one can be meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum InterfaceKind {
-    /// A network card with a cable (or a virtual machine's).
-    Wired,
-    /// A wireless card.
-    Wireless,
-    /// The loopback interface.
-    Loopback,
-    /// A bridge somebody made for a LAN (`br0`).
-    Bridge,
-    /// Made by a container or VM program for itself (`docker0`, `virbr0`,
-    /// `veth...`), or a tunnel.
-    Internal,
-    /// A VLAN, a bond or the like on top of another interface.
-    Stacked,
+/// What all tasks of a server share.
+struct Shared {
+    settings: Settings,
+    policy: Calm,
+    leases: Mutex<Leases>,
+    received: AtomicU64,
+    malformed: AtomicU64,
+    answered: AtomicU64,
 }
 
-/// The network interfaces of this machine, by name.
-pub fn interfaces() -> io::Result<Vec<Interface>> {
-    Err(io::ErrorKind::Unsupported.into())
+impl Shared {
+    fn spawn(self: &Arc<Self>, links: Vec<RegisteredLink>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        for link in links {
+            let link = Arc::new(link);
+            for port in [Port::Dhcp, Port::BootServer] {
+                for is_unicast in [false, true] {
+                    if link.ports.is_some() {
+                        tasks.spawn(self.clone().serve(link.clone(), port, is_unicast));
+                    }
+                }
+            }
+            tasks.spawn(self.clone().listen(link));
+        }
+        tasks.spawn(self.clone().renew());
+        tasks
+    }
+
+    /// Answers what comes to one socket.
+    async fn serve(self: Arc<Self>, link: Arc<RegisteredLink>, port: Port, is_unicast: bool) {
+        let Some(ports) = &link.ports else { return };
+        let socket = ports.socket(port, is_unicast);
+        let mut buffer = vec![0; MAX_PACKET_BYTES];
+        loop {
+            let (length, source) = match socket.recv_from(&mut buffer).await {
+                Ok((length, SocketAddr::V4(source))) => (length, source),
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::debug!(interface = link.config.name, %error, "receiving");
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                    continue;
+                }
+            };
+            let bytes = buffer.get(..length).unwrap_or_default();
+            if let Some(reply) = self.reply_to(bytes, port, is_unicast, source, &link.config) {
+                self.send(&link, &reply).await;
+            }
+        }
+    }
+
+    fn reply_to(
+        &self,
+        bytes: &[u8],
+        port: Port,
+        is_unicast: bool,
+        source: SocketAddrV4,
+        config: &InterfaceConfig,
+    ) -> Option<Reply> {
+        self.received.fetch_add(1, Ordering::Relaxed);
+        let message = self.parse(bytes, source)?;
+        let arrival = Arrival {
+            message: &message,
+            port,
+            is_unicast,
+            source,
+            server: config.address,
+            netmask: config.netmask,
+        };
+        answer(
+            &arrival,
+            &self.settings,
+            &mut self.leases(),
+            &self.policy,
+            SystemTime::now(),
+        )
+    }
+
+    fn parse(&self, bytes: &[u8], source: SocketAddrV4) -> Option<Message> {
+        match Message::parse(bytes) {
+            Ok(message) => Some(message),
+            Err(reason) => {
+                self.malformed.fetch_add(1, Ordering::Relaxed);
+                self.policy.observe(&Observation::Malformed {
+                    reason: format!("from {source}: {reason}"),
+                });
+                None
+            }
+        }
+    }
+
+    async fn send(&self, link: &RegisteredLink, reply: &Reply) {
+        let Some(ports) = &link.ports else { return };
+        let socket = ports.socket(reply.from, true);
+        let bytes = reply.message.emit();
+        let broadcast = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
+        let sent = match reply.to {
+            Destination::Address(to) => socket.send_to(&bytes, to).await.map(drop),
+            Destination::Broadcast => socket.send_to(&bytes, broadcast).await.map(drop),
+            Destination::Client { mac, address } => {
+                let source = SocketAddrV4::new(link.config.address, reply.from.number());
+                let to = SocketAddrV4::new(address, CLIENT_PORT);
+                let framed = match &link.packets {
+                    Some(packets) => packets.send(mac, source, to, &bytes),
+                    None => Err(io::ErrorKind::Unsupported.into()),
+                };
+                match framed {
+                    Ok(()) => Ok(()),
+                    // Everybody hears it, but the client does too.
+                    Err(_) => socket.send_to(&bytes, broadcast).await.map(drop),
+                }
+            }
+        };
+        match sent {
+            Ok(()) => {
+                self.answered.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::debug!(interface = link.config.name, to = ?reply.to, %error, "reply not sent");
+            }
+        }
+    }
+
+    /// Hears what is not meant for us: in observe mode everything, else what
+    /// other servers answer.
+    async fn listen(self: Arc<Self>, link: Arc<RegisteredLink>) {
+        let Some(packets) = &link.packets else { return };
+        let mut buffer = vec![0; MAX_PACKET_BYTES];
+        let is_observer = self.settings.mode == Mode::Observe;
+        loop {
+            let length = match packets.receive(&mut buffer).await {
+                Ok(length) => length,
+                Err(error) => {
+                    tracing::debug!(interface = link.config.name, %error, "listening");
+                    tokio::time::sleep(ERROR_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some((source, destination, payload)) = buffer.get(..length).and_then(frame::parse)
+            else {
+                continue;
+            };
+            if !is_observer && destination.port() != CLIENT_PORT {
+                continue;
+            }
+            let message = if is_observer {
+                self.received.fetch_add(1, Ordering::Relaxed);
+                self.parse(payload, source)
+            } else {
+                Message::parse(payload).ok()
+            };
+            let Some(message) = message else { continue };
+            if is_observer || message.op == Op::Reply {
+                watch(
+                    &message,
+                    link.config.address,
+                    link.config.netmask,
+                    &self.policy,
+                );
+            }
+        }
+    }
+
+    /// Renews the leases of live sessions, for ever.
+    async fn renew(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(RENEW_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.leases().renew_in_use(&self.policy, SystemTime::now()) {
+                tracing::error!(error, "renewed leases not kept");
+            }
+        }
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-/// Asks the LAN behind an interface for DHCP servers: sends a DISCOVER and
-/// returns who offers within `timeout`. Some servers look whether an address
-/// is free before they offer it (dnsmasq: 3 s): 5 s is a good timeout.
-///
-/// Needs a tokio runtime, no port and no address on the interface; servers on
-/// this very machine are not seen (they hold port 67).
-pub async fn look_for_other_servers(
-    interface: &str,
-    timeout: Duration,
-) -> io::Result<Vec<Ipv4Addr>> {
-    let _ = (interface, timeout);
-    Err(io::ErrorKind::Unsupported.into())
+/// The site's policy, told no more often than it can bear of what strangers
+/// can trigger at will.
+struct Calm {
+    policy: Arc<dyn Policy>,
+    /// Our addresses: no foreign servers.
+    own: Vec<Ipv4Addr>,
+    foreign: Mutex<HashMap<Ipv4Addr, Instant>>,
+    malformed: Mutex<Option<Instant>>,
 }
+
+impl Calm {
+    fn is_worth_telling(&self, observation: &Observation) -> bool {
+        match observation {
+            Observation::ForeignServer { server } => {
+                let mut foreign = self.foreign.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_fresh = foreign
+                    .get(server)
+                    .is_some_and(|told| told.elapsed() < FOREIGN_PAUSE);
+                if is_fresh || self.own.contains(server) {
+                    return false;
+                }
+                foreign.retain(|_, told| told.elapsed() < FOREIGN_PAUSE);
+                let has_room = foreign.len() < MAX_FOREIGN_SERVERS;
+                if has_room {
+                    foreign.insert(*server, Instant::now());
+                }
+                has_room
+            }
+            Observation::Malformed { .. } => {
+                let mut malformed = self
+                    .malformed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let is_fresh = malformed.is_some_and(|told| told.elapsed() < MALFORMED_PAUSE);
+                if !is_fresh {
+                    *malformed = Some(Instant::now());
+                }
+                !is_fresh
+            }
+            _ => true,
+        }
+    }
+}
+
+impl Policy for Calm {
+    fn boot(&self, client: &Client, server: Ipv4Addr) -> Option<Boot> {
+        self.policy.boot(client, server)
+    }
+
+    fn promise(&self, mac: Mac) -> Promise {
+        self.policy.promise(mac)
+    }
+
+    fn promised_to(&self, address: Ipv4Addr) -> Option<Mac> {
+        self.policy.promised_to(address)
+    }
+
+    fn is_in_use(&self, address: Ipv4Addr) -> bool {
+        self.policy.is_in_use(address)
+    }
+
+    fn observe(&self, observation: &Observation) {
+        if self.is_worth_telling(observation) {
+            self.policy.observe(observation);
+        }
+    }
+}
+
+/// The sockets of one interface, before they enter the runtime.
+struct Link {
+    config: InterfaceConfig,
+    ports: Option<[(Socket, Socket); 2]>,
+    packets: Option<PacketSocket>,
+}
+
+/// The sockets of one interface.
+struct RegisteredLink {
+    config: InterfaceConfig,
+    /// None in observe mode.
+    ports: Option<Ports>,
+    /// None where the right to it is missing: then clients without an address
+    /// are answered by broadcast, and other servers are not heard.
+    packets: Option<AsyncPacketSocket>,
+}
+
+struct Ports {
+    dhcp: (UdpSocket, UdpSocket),
+    boot_server: (UdpSocket, UdpSocket),
+}
+
+impl Ports {
+    /// The one for broadcasts, or the one on our address.
+    fn socket(&self, port: Port, is_unicast: bool) -> &UdpSocket {
+        let (broadcast, unicast) = match port {
+            Port::Dhcp => &self.dhcp,
+            Port::BootServer => &self.boot_server,
+        };
+        if is_unicast { unicast } else { broadcast }
+    }
+}
+
+impl Link {
+    fn open(config: &InterfaceConfig, mode: Mode) -> io::Result<Link> {
+        let name = &config.name;
+        packet::interface_index(name)?;
+        let packets = match PacketSocket::open(name) {
+            Ok(packets) => Some(packets),
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied && mode != Mode::Observe =>
+            {
+                tracing::warn!(
+                    interface = name,
+                    "no right to packet sockets (CAP_NET_RAW): replies are broadcast, other servers are not heard"
+                );
+                None
+            }
+            Err(error) => {
+                let text = format!("packet socket on {name}: {error}");
+                return Err(io::Error::new(error.kind(), text));
+            }
+        };
+        let ports = match mode {
+            Mode::Observe => None,
+            Mode::Proxy | Mode::Full => Some([
+                bind_pair(config, Port::Dhcp)?,
+                bind_pair(config, Port::BootServer)?,
+            ]),
+        };
+        Ok(Link {
+            config: config.clone(),
+            ports,
+            packets,
+        })
+    }
+
+    /// Enters the runtime.
+    fn register(self) -> io::Result<RegisteredLink> {
+        let pair = |(broadcast, unicast): (Socket, Socket)| {
+            io::Result::Ok((
+                UdpSocket::from_std(broadcast.into())?,
+                UdpSocket::from_std(unicast.into())?,
+            ))
+        };
+        let ports = match self.ports {
+            Some([dhcp, boot_server]) => Some(Ports {
+                dhcp: pair(dhcp)?,
+                boot_server: pair(boot_server)?,
+            }),
+            None => None,
+        };
+        let packets = self.packets.map(PacketSocket::register).transpose()?;
+        Ok(RegisteredLink {
+            config: self.config,
+            ports,
+            packets,
+        })
+    }
+}
+
+/// Two sockets on one port of an interface: for broadcasts, and on our
+/// address. Nobody else can have held the port, or take it later: address
+/// reuse is allowed only while the second joins the first.
+fn bind_pair(config: &InterfaceConfig, port: Port) -> io::Result<(Socket, Socket)> {
+    let number = port.number();
+    let InterfaceConfig { name, address, .. } = config;
+    let named = |error: io::Error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => " (is another DHCP or TFTP/PXE server running here?)",
+            io::ErrorKind::PermissionDenied => " (root or CAP_NET_BIND_SERVICE is needed)",
+            io::ErrorKind::AddrNotAvailable => " (the interface has no such address)",
+            _ => "",
+        };
+        io::Error::new(
+            error.kind(),
+            format!("UDP port {number} of {address} on {name}: {error}{hint}"),
+        )
+    };
+    let open = || {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_broadcast(true)?;
+        socket.bind_device(Some(name.as_bytes()))?;
+        io::Result::Ok(socket)
+    };
+    let pair = || {
+        let broadcast = open()?;
+        broadcast.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, number)).into())?;
+        broadcast.set_reuse_address(true)?;
+        let unicast = open()?;
+        unicast.set_reuse_address(true)?;
+        unicast.bind(&SocketAddr::from((*address, number)).into())?;
+        unicast.set_reuse_address(false)?;
+        broadcast.set_reuse_address(false)?;
+        io::Result::Ok((broadcast, unicast))
+    };
+    pair().map_err(named)
+}
+
+#[cfg(test)]
+mod tests;

@@ -308,8 +308,8 @@ proptest! {
         prop_assert_eq!(theirs.giaddr(), message.giaddr);
         prop_assert_eq!(theirs.ciaddr(), message.ciaddr);
         prop_assert_eq!(theirs.chaddr(), &message.chaddr[..6]);
-        prop_assert_eq!(theirs.fname().unwrap_or_default(), &message.file);
-        prop_assert_eq!(theirs.sname().unwrap_or_default(), &message.sname);
+        prop_assert_eq!(text(theirs.fname().unwrap_or_default()), message.file.clone());
+        prop_assert_eq!(text(theirs.sname().unwrap_or_default()), message.sname.clone());
 
         let back = Message::parse(&theirs.to_vec().unwrap()).unwrap();
         prop_assert_eq!(sorted(&back), sorted(&message));
