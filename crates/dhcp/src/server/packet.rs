@@ -2,7 +2,8 @@
 //! no address yet, and hears what was sent to others' ports, beside any
 //! program that holds them.
 //!
-//! `unsafe` stands here because no safe interface has `sockaddr_ll`.
+//! `unsafe` stands here because no safe interface has `sockaddr_ll`, and
+//! because tokio takes foreign descriptors on our word only.
 #![allow(unsafe_code)]
 
 use std::io::{self, Read};
@@ -80,10 +81,10 @@ impl PacketSocket {
     /// Enters the runtime.
     pub(super) fn register(self) -> io::Result<AsyncPacketSocket> {
         let PacketSocket { socket, interface } = self;
-        Ok(AsyncPacketSocket {
-            socket: AsyncFd::register(socket)?,
-            interface,
-        })
+        // SAFETY: the socket owns its descriptor, never changes it, and is
+        // owned by the `AsyncFd` until both are closed together.
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        Ok(AsyncPacketSocket { socket, interface })
     }
 }
 
