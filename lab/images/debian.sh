@@ -60,6 +60,8 @@ echo 'ISCSI_AUTO=true' >"$root/etc/iscsi/iscsi.initramfs"
 echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/diskless"
 printf '%s\n' virtio_pci virtio_net iscsi_ibft iscsi_tcp sd_mod ext4 crc32c_generic >>"$root/etc/initramfs-tools/modules"
 # The root disk outlives any restart of the server: the kernel waits, it does not give up.
+# (iscsid sets this anew at every login; until it runs, udev does.)
+sed -i 's/^\(node.session.timeo.replacement_timeout\) *=.*/\1 = 86400/' "$root/etc/iscsi/iscsid.conf"
 echo 'ACTION=="add", SUBSYSTEM=="iscsi_session", ATTR{recovery_tmo}="86400"' >"$root/etc/udev/rules.d/60-diskless.rules"
 
 # Named by its DHCP server, if that names it.

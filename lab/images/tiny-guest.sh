@@ -38,7 +38,8 @@ for program in iscsistart iscsid iscsiadm; do
 done
 cp -L "$TOOLS/lib64/ld-linux-x86-64.so.2" "$root/lib64/"
 cp "$TOOLS/etc/iscsi/iscsid.conf" "$root/etc/iscsi/"
-sed -i 's/^iscsid.startup/#&/' "$root/etc/iscsi/iscsid.conf"
+# The disk outlives any restart of the server: commands wait, they do not fail.
+sed -i 's/^iscsid.startup/#&/; s/^\(node.session.timeo.replacement_timeout\) *=.*/\1 = 86400/' "$root/etc/iscsi/iscsid.conf"
 echo 'root:x:0:0:root:/:/bin/sh' >"$root/etc/passwd"
 echo 'root:x:0:' >"$root/etc/group"
 cp "$HERE/tiny-init" "$root/init"

@@ -40,8 +40,8 @@ pub fn repository() -> &'static Path {
 /// Where images are kept between runs: `$DISKLESS_LAB`, or `.lab` in the repository.
 pub(crate) fn lab_directory() -> Result<PathBuf> {
     let directory = match std::env::var_os("DISKLESS_LAB") {
-        Some(directory) => PathBuf::from(directory),
-        None => repository().join(".lab"),
+        Some(directory) if !directory.is_empty() => PathBuf::from(directory),
+        _ => repository().join(".lab"),
     };
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("making {}", directory.display()))?;

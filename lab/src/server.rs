@@ -83,7 +83,9 @@ impl<'a> Server<'a> {
             data.display()
         );
         if *dhcp == Dhcp::Full {
-            text.push_str(&format!("pool = \"{first}-{last}\"\nlease = \"{lease}\"\n"));
+            text.push_str(&format!(
+                "pool = [\"{first}-{last}\"]\nlease = \"{lease}\"\n"
+            ));
         }
         text.push_str(&format!("\n[api]\nsocket = \"{}\"\n", socket.display()));
         fs::create_dir_all(&data)?;

@@ -20,6 +20,9 @@ const RECORDS: &str = "/run/diskless-lab";
 /// Grace between a request to end and a kill.
 const GRACE_SECONDS: u64 = 10;
 
+/// The mark of a lab that stays when its owner has ended.
+const KEEP: &str = "keep";
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Whether what a lab makes ends with it.
@@ -27,7 +30,8 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 pub enum Ends {
     /// With its owner, however that ends.
     WithOwner,
-    /// Only by `make clean-demo`.
+    /// Its processes outlive an owner that was killed, and all of it an owner
+    /// that asked so by [`Lab::keep`].
     WhenCleaned,
 }
 
@@ -149,7 +153,7 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        if self.ends == Ends::WhenCleaned {
+        if self.record.join(KEEP).exists() {
             return;
         }
         if std::thread::panicking() && std::env::var_os("DISKLESS_KEEP_LOGS").is_some() {
@@ -251,7 +255,7 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String> {
 /// was told to keep (`KEEP=1`) stays.
 fn sweep() -> Result<()> {
     for record in records()? {
-        if !record.join("keep").exists() && owner(&record).is_none() {
+        if !record.join(KEEP).exists() && owner(&record).is_none() {
             remove(&record);
         }
     }
@@ -285,7 +289,7 @@ impl Lab {
     /// # Errors
     /// When the mark cannot be written.
     pub fn keep(&self) -> Result<()> {
-        File::create(self.record.join("keep"))?;
+        File::create(self.record.join(KEEP))?;
         Ok(())
     }
 
@@ -296,7 +300,7 @@ impl Lab {
     pub fn kept() -> Result<Vec<PathBuf>> {
         Ok(records()?
             .into_iter()
-            .filter(|record| record.join("keep").exists())
+            .filter(|record| record.join(KEEP).exists())
             .collect())
     }
 }

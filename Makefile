@@ -1,0 +1,48 @@
+# The two commands of the README, and what belongs to them.
+#
+#   make demo [FIRMWARE=uefi] [KEEP=1]   a PC without a disk boots Debian
+#   make test                            all that CI runs
+#
+# Packages are installed by lab/setup.sh, only those that are missing, and it says which.
+
+# A toolchain of rustup's is found without a login shell, and so is /usr/sbin.
+export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
+CARGO ?= cargo
+FIRMWARE ?= bios
+DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
+
+# Tests that make namespaces run as root; everything else as you.
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
+
+.PHONY: demo console clean-demo test test-all setup
+
+setup:
+	@sh lab/setup.sh
+
+# Boots a real Debian to its login prompt and prints the machine's timeline.
+demo: setup
+	@echo "demo: building diskless"
+	@$(CARGO) build --quiet --locked --package diskless --bin diskless --package lab --bin demo
+	@$(DEMO) --firmware=$(FIRMWARE) $(if $(KEEP),--keep)
+
+# Joins the terminal to the PC that `make demo KEEP=1` left running.
+console:
+	@$(DEMO) console
+
+# Ends and removes what a demo or a killed test left.
+clean-demo:
+	@$(DEMO) clean
+
+# Everything, the real boots in their short form.
+test: export DISKLESS_E2E ?= short
+test: setup
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		$(CARGO) nextest run --workspace --locked; \
+	else \
+		$(CARGO) test --workspace --locked; \
+	fi
+
+# Every real boot there is.
+test-all: export DISKLESS_E2E = all
+test-all: test
