@@ -9,7 +9,10 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Error, Inventory, Machine, Result};
+use super::{Error, Inventory, Machine, Result, Survives, now};
+
+/// Random bits of a CHAP secret. RFC 7143 section 9.2.1 wants 96 at least.
+const SECRET_BYTES: usize = 16;
 
 /// A machine's boot generations.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -45,20 +48,79 @@ pub(crate) enum Switch {
 impl Inventory {
     /// A machine's generations.
     pub(crate) fn generations(&self, machine: Uuid) -> Result<Generations> {
-        todo!()
+        self.store.read(|facts| facts.generations(machine))
     }
 
     /// Prepares the machine's next generation; the same one, number and secret,
     /// until it is switched to.
     pub(crate) fn prepare_generation(&self, machine: Uuid) -> Result<Prepared> {
-        todo!()
+        // Scripts are fetched at will: only the first of a generation writes.
+        if let Some(prepared) = self.generations(machine)?.prepared {
+            return Ok(prepared);
+        }
+        let secret = new_secret()?;
+        // Survives the process only: a generation whose script the loss of power
+        // took is one whose machine fetches a new script.
+        self.store.write(Survives::Process, |facts| {
+            if facts.machine(machine)?.is_none() {
+                return Err(gone());
+            }
+            let mut generations = facts.generations(machine)?;
+            if let Some(prepared) = generations.prepared {
+                return Ok(prepared);
+            }
+            let prepared = Prepared {
+                number: generations.current + 1,
+                secret,
+                at: now(),
+            };
+            generations.prepared = Some(prepared.clone());
+            facts.put_generations(machine, &generations)?;
+            Ok(prepared)
+        })
     }
 
     /// Makes a prepared generation the current one, atomically and durably; the
     /// secret of the one before is void then. Any other number than the
     /// prepared or the current one is refused.
     pub(crate) fn switch_generation(&self, machine: Uuid, number: u64) -> Result<Switch> {
-        todo!()
+        // Further logins of a boot write nothing.
+        if number > 0 && self.generations(machine)?.current == number {
+            return Ok(Switch::Current);
+        }
+        self.store.write(Survives::Power, |facts| {
+            let generations = facts.generations(machine)?;
+            if number > 0 && generations.current == number {
+                return Ok(Switch::Current);
+            }
+            match generations.prepared {
+                Some(prepared) if prepared.number == number => {
+                    let switched = Generations {
+                        current: prepared.number,
+                        current_secret: Some(prepared.secret),
+                        prepared: None,
+                    };
+                    facts.put_generations(machine, &switched)?;
+                    Ok(Switch::Switched)
+                }
+                _ => Err(Error::Conflict(format!(
+                    "boot generation {number} is neither prepared nor current (current is {}): \
+                     the machine must boot again",
+                    generations.current
+                ))),
+            }
+        })
+    }
+}
+
+impl Generations {
+    /// The CHAP secret of a generation, while it may log in.
+    pub(crate) fn secret(&self, number: u64) -> Option<&str> {
+        match &self.prepared {
+            Some(prepared) if prepared.number == number => Some(&prepared.secret),
+            _ if self.current == number => self.current_secret.as_deref(),
+            _ => None,
+        }
     }
 }
 
@@ -70,5 +132,89 @@ pub(crate) fn chap_name(machine: &Machine, number: u64) -> String {
 /// Machine name and generation of a CHAP name.
 pub(crate) fn parse_chap_name(text: &str) -> Option<(&str, u64)> {
     let (name, number) = text.rsplit_once('.')?;
-    Some((name, number.parse().ok()?))
+    // One spelling only: no sign, no leading zero.
+    let number: u64 = number.parse().ok()?;
+    text.ends_with(&format!(".{number}"))
+        .then_some((name, number))
+}
+
+fn new_secret() -> Result<String> {
+    let mut bytes = [0; SECRET_BYTES];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| Error::Failed(format!("the kernel gives no random bytes: {e}")))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn gone() -> Error {
+    Error::NotFound("this machine has been removed".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::tests::Site;
+
+    #[test]
+    fn preparing_again_gives_the_same_number_and_secret() {
+        let site = Site::new();
+        let pc = site.new_machine("pc07", 7);
+        let first = site.prepare_generation(pc.id).unwrap();
+        assert_eq!(first.number, 1);
+        assert_eq!(first.secret.len(), 32);
+        assert!(first.secret.bytes().all(|b| b.is_ascii_hexdigit()));
+        assert!(site.prepare_generation(pc.id).unwrap() == first);
+    }
+
+    #[test]
+    fn preparing_leaves_the_running_generation_its_secret() {
+        let site = Site::new();
+        let pc = site.new_machine("pc07", 7);
+        let first = site.prepare_generation(pc.id).unwrap();
+        site.switch_generation(pc.id, 1).unwrap();
+        let second = site.prepare_generation(pc.id).unwrap();
+        let generations = site.generations(pc.id).unwrap();
+        assert_eq!(generations.secret(1), Some(first.secret.as_str()));
+        assert_eq!(generations.secret(2), Some(second.secret.as_str()));
+        assert_ne!(first.secret, second.secret);
+    }
+
+    #[test]
+    fn a_switch_voids_the_secret_before_it_and_survives_a_restart() {
+        let mut site = Site::new();
+        let pc = site.new_machine("pc07", 7);
+        site.prepare_generation(pc.id).unwrap();
+        assert_eq!(site.switch_generation(pc.id, 1).unwrap(), Switch::Switched);
+        let second = site.prepare_generation(pc.id).unwrap();
+        assert_eq!(site.switch_generation(pc.id, 2).unwrap(), Switch::Switched);
+        assert_eq!(site.switch_generation(pc.id, 2).unwrap(), Switch::Current);
+        site.restart();
+        let generations = site.generations(pc.id).unwrap();
+        assert_eq!(generations.secret(1), None);
+        assert_eq!(generations.secret(2), Some(second.secret.as_str()));
+        assert!(generations.prepared.is_none());
+    }
+
+    #[test]
+    fn a_generation_nobody_prepared_is_refused() {
+        let site = Site::new();
+        let pc = site.new_machine("pc07", 7);
+        assert!(site.switch_generation(pc.id, 0).is_err());
+        assert!(site.switch_generation(pc.id, 1).is_err());
+        site.prepare_generation(pc.id).unwrap();
+        assert!(site.switch_generation(pc.id, 2).is_err());
+        site.switch_generation(pc.id, 1).unwrap();
+        site.prepare_generation(pc.id).unwrap();
+        site.switch_generation(pc.id, 2).unwrap();
+        assert!(site.switch_generation(pc.id, 1).is_err());
+    }
+
+    #[test]
+    fn a_chap_name_reads_back_in_one_spelling_only() {
+        let site = Site::new();
+        let pc = site.new_machine("pc07", 7);
+        assert_eq!(parse_chap_name(&chap_name(&pc, 12)), Some(("pc07", 12)));
+        for bad in ["pc07", "pc07.", "pc07.+1", "pc07.01", "pc07.-1", "pc07.x"] {
+            assert_eq!(parse_chap_name(bad), None, "{bad}");
+        }
+    }
 }

@@ -21,28 +21,31 @@ mod overlay;
 mod store;
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
+pub(crate) use disk::overlay::OverlayMode;
 pub(crate) use generation::{Generations, Prepared, Switch, chap_name, parse_chap_name};
 pub(crate) use image::{Image, ImageRef};
 pub(crate) use import::{Import, ImportRequest, ImportState};
 pub(crate) use machine::{
-    Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, OverlayMode, parse_mac,
+    Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, mode_of_word,
+    mode_word, parse_mac, show_mac,
 };
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
-pub(crate) use store::{SavedEvent, Store};
+pub(crate) use store::{SavedEvent, Store, Survives};
 
 /// All facts of one data directory, held locked while this lives.
 pub(crate) struct Inventory {
     data: PathBuf,
     limits: Limits,
     store: Arc<Store>,
-    images: image::Images,
+    images: Arc<image::Images>,
     imports: import::Imports,
     /// When each machine was last heard of, not yet saved.
     seen: Mutex<HashMap<Uuid, Timestamp>>,
@@ -89,9 +92,34 @@ pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Inventory {
     /// Opens (making it where needed) the data directory, locks it, and removes
-    /// what an interrupted import left behind.
+    /// what an interrupted import or removal left behind.
     pub(crate) fn open(data: &Path, limits: Limits) -> Result<Inventory> {
-        todo!()
+        for directory in [data, &data.join("images"), &data.join("overlays")] {
+            fs::create_dir_all(directory).map_err(|e| {
+                Error::Failed(format!(
+                    "cannot make the data directory {}: {e}",
+                    directory.display()
+                ))
+            })?;
+        }
+        let data = data
+            .canonicalize()
+            .map_err(|e| Error::Failed(format!("cannot open {}: {e}", data.display())))?;
+        let lock = lock::DataLock::take(&data)?;
+        let store = Arc::new(Store::open(&data.join("state.db"))?);
+        let images = image::Images::open(data.join("images"))?;
+        let inventory = Inventory {
+            data,
+            limits,
+            store,
+            images: Arc::new(images),
+            imports: import::Imports::default(),
+            seen: Mutex::default(),
+            enrolments: Mutex::default(),
+            _lock: lock,
+        };
+        inventory.finish_removals()?;
+        Ok(inventory)
     }
 
     /// The data directory.
@@ -99,14 +127,54 @@ impl Inventory {
         &self.data
     }
 
-    /// The store, as the DHCP server's keeper of leases.
-    pub(crate) fn lease_store(&self) -> Arc<Store> {
+    /// The store: the DHCP server's keeper of leases, the timeline's of events.
+    pub(crate) fn store(&self) -> Arc<Store> {
         Arc::clone(&self.store)
     }
 
     /// Saves what was only noted in memory (when machines were last heard of).
     /// The timeline calls it with each of its batches.
     pub(crate) fn save_seen(&self) -> Result<()> {
-        todo!()
+        let seen = held(&self.seen).clone();
+        if seen.is_empty() {
+            return Ok(());
+        }
+        self.store.write(Survives::Process, |facts| {
+            seen.iter()
+                .try_for_each(|(machine, at)| facts.put_seen(*machine, *at))
+        })?;
+        // Newer notes, made meanwhile, stay for the next batch.
+        held(&self.seen).retain(|machine, at| seen.get(machine) != Some(at));
+        Ok(())
     }
 }
+
+impl Drop for Inventory {
+    fn drop(&mut self) {
+        self.stop_imports();
+        if let Err(error) = self.save_seen() {
+            tracing::warn!(%error, "when machines were last seen was not saved");
+        }
+    }
+}
+
+/// Locks a mutex; what it guards here is whole after each statement, so a
+/// thread that panicked inside does no harm.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The time, to the microsecond: as it is saved.
+pub(crate) fn now() -> Timestamp {
+    let exact = Timestamp::now();
+    Timestamp::from_microsecond(exact.as_microsecond()).unwrap_or(exact)
+}
+
+/// Makes names inside `directory` (a rename, a new file) survive the loss of
+/// power.
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use std::fs::OpenOptions;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dhcp::{Lease, Mac};
@@ -21,7 +21,8 @@ use uuid::Uuid;
 
 use super::{
     Assignment, Error, Generations, ImageRef, Machine, MachineState, Name, Overlay, OverlayMode,
-    Prepared, Result,
+    Prepared, Result, held,
+    machine::{mode_of_word, mode_word},
 };
 
 /// The schema, one step for each version: step n leads from version n to n+1.
@@ -281,7 +282,7 @@ impl Facts<'_> {
             machine.state.word(),
             assignment.map(|a| a.image.name.as_str()),
             assignment.and_then(|a| a.image.version),
-            assignment.map(|a| a.mode.word()),
+            assignment.map(|a| mode_word(a.mode)),
             machine.address.map(|a| a.to_string()),
             machine.loader,
             machine.created.as_microsecond(),
@@ -409,7 +410,7 @@ impl Facts<'_> {
                 overlay.machine.into_bytes(),
                 overlay.image.as_str(),
                 overlay.version,
-                overlay.mode.word(),
+                mode_word(overlay.mode),
                 overlay.created.as_microsecond(),
             ])?;
         Ok(())
@@ -544,11 +545,6 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
-/// Locks a mutex; a thread that panicked inside left a rolled-back transaction.
-fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn read_machine(row: &Row<'_>) -> rusqlite::Result<Machine> {
     let image = row.get::<_, Option<String>>(6)?;
     let assignment = match image {
@@ -601,7 +597,7 @@ fn read_name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
 }
 
 fn read_mode(row: &Row<'_>, column: usize) -> rusqlite::Result<OverlayMode> {
-    read_word(row, column, OverlayMode::of_word)
+    read_word(row, column, mode_of_word)
 }
 
 fn read_time(column: usize, micros: i64) -> rusqlite::Result<Timestamp> {

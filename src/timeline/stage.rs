@@ -1,6 +1,6 @@
 //! The stages of a boot, in the order a machine walks them, and what each means.
 
-use dhcp::{Arch, Firmware};
+use dhcp::Firmware;
 
 /// What happened, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,47 @@ impl Stage {
         }
     }
 
+    /// Every stage, in the order of a boot.
+    pub(crate) const ALL: [Stage; 13] = [
+        Stage::FirmwareAsked,
+        Stage::LoaderAsked,
+        Stage::SystemAsked,
+        Stage::Offered,
+        Stage::Bound,
+        Stage::LoaderSent,
+        Stage::ScriptSent,
+        Stage::FileSent,
+        Stage::OverlayPrepared,
+        Stage::LoggedIn,
+        Stage::LoggedOut,
+        Stage::Refused,
+        Stage::Problem,
+    ];
+
+    /// The stage a word stands for.
+    pub(crate) fn of_word(word: &str) -> Option<Stage> {
+        Stage::ALL.into_iter().find(|stage| stage.word() == word)
+    }
+
+    /// What it means, for people; its detail follows in brackets.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Stage::FirmwareAsked => "its firmware asked for an address",
+            Stage::LoaderAsked => "iPXE asked for an address",
+            Stage::SystemAsked => "its operating system asked for an address",
+            Stage::Offered => "was told what to boot",
+            Stage::Bound => "took its address",
+            Stage::LoaderSent => "fetched its loader",
+            Stage::ScriptSent => "fetched its boot script",
+            Stage::FileSent => "fetched a file",
+            Stage::OverlayPrepared => "its overlay was made ready",
+            Stage::LoggedIn => "logged in to its disk",
+            Stage::LoggedOut => "left its disk",
+            Stage::Refused => "was refused",
+            Stage::Problem => "met a problem",
+        }
+    }
+
     /// One word, as saved and as the API spells it.
     pub(crate) fn word(self) -> &'static str {
         match self {
@@ -62,6 +103,18 @@ impl Stage {
             Stage::LoggedOut => "logged-out",
             Stage::Refused => "refused",
             Stage::Problem => "problem",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stage_reads_back_from_its_word() {
+        for stage in Stage::ALL {
+            assert_eq!(Stage::of_word(stage.word()), Some(stage));
         }
     }
 }

@@ -1,0 +1,183 @@
+//! Tests of `import`.
+
+use std::os::unix::fs::MetadataExt;
+
+use super::*;
+use crate::inventory::tests::Site;
+
+/// A file in the site's directory.
+fn source(site: &Site, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = site.directory().join(name);
+    fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn refusal(site: &Site, source: &Path) -> String {
+    let refusal = site.import_and_wait("debian", source).unwrap_err();
+    assert!(site.images().is_empty());
+    let left = fs::read_dir(site.data().join("images")).unwrap().count();
+    assert_eq!(left, 0, "nothing is left");
+    refusal
+}
+
+#[test]
+fn an_import_has_the_bytes_the_sha256_and_the_mode_it_should() {
+    let site = Site::new();
+    let bytes: Vec<u8> = (0..3_000_000_u32)
+        .flat_map(u32::to_le_bytes)
+        .take(2_500_096)
+        .collect();
+    let image = site
+        .import_and_wait("debian", &source(&site, "a.raw", &bytes))
+        .unwrap();
+    assert_eq!(fs::read(image.disk_path()).unwrap(), bytes);
+    assert_eq!(image.size_bytes, 2_500_096);
+    assert_eq!(image.sha256, <[u8; 32]>::from(Sha256::digest(&bytes)));
+    let mode = fs::metadata(image.disk_path()).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o444);
+}
+
+#[test]
+fn the_manifest_has_a_crc_for_each_mebibyte() {
+    let site = Site::new();
+    let bytes = [
+        vec![1; CRC_CHUNK_BYTES],
+        vec![0; CRC_CHUNK_BYTES],
+        vec![2; 512],
+    ]
+    .concat();
+    let image = site
+        .import_and_wait("debian", &source(&site, "a.raw", &bytes))
+        .unwrap();
+    let text = fs::read_to_string(image.directory.join("manifest")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let expected: String = bytes
+        .chunks(CRC_CHUNK_BYTES)
+        .map(|chunk| format!("{:08x}", crc32c::crc32c(chunk)))
+        .collect();
+    assert_eq!(manifest["crc32c"], expected);
+}
+
+#[test]
+fn a_size_that_is_no_multiple_of_512_is_filled_up_with_zeros() {
+    let site = Site::new();
+    let image = site
+        .import_and_wait("debian", &source(&site, "a.raw", &[7; 700]))
+        .unwrap();
+    let bytes = fs::read(image.disk_path()).unwrap();
+    assert_eq!(bytes.len(), 1024);
+    assert_eq!(bytes[..700], [7; 700]);
+    assert_eq!(bytes[700..], [0; 324]);
+    assert_eq!(image.sha256, <[u8; 32]>::from(Sha256::digest(&bytes)));
+}
+
+#[test]
+fn zeros_take_no_space_whether_holes_or_written() {
+    let site = Site::new();
+    let path = site.directory().join("a.raw");
+    let file = File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(&[1; 4096], 20 << 20).unwrap();
+    file.write_all_at(&vec![0; 8 << 20], 40 << 20).unwrap();
+    drop(file);
+    let image = site.import_and_wait("debian", &path).unwrap();
+    assert_eq!(image.size_bytes, 64 << 20);
+    let mut bytes = vec![0; 64 << 20];
+    bytes[20 << 20..(20 << 20) + 4096].fill(1);
+    assert_eq!(image.sha256, <[u8; 32]>::from(Sha256::digest(&bytes)));
+    assert!(fs::read(image.disk_path()).unwrap() == bytes);
+    // Where blocks are shared with the source, so are its written zeros.
+    let stored_bytes = image.stored_bytes();
+    assert!(stored_bytes < 9 << 20, "{stored_bytes}");
+}
+
+#[test]
+fn runs_of_data_between_zeros_land_where_they_belong() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let mut chunk = vec![0_u8; 10 * HOLE_BYTES + 100];
+    for block in [0, 1, 4, 9, 10] {
+        let end = chunk.len().min((block + 1) * HOLE_BYTES);
+        chunk[block * HOLE_BYTES..end].fill(0xa0 + u8::try_from(block).unwrap());
+    }
+    let disk = File::create_new(&path).unwrap();
+    disk.set_len(3 * HOLE_BYTES as u64 + chunk.len() as u64)
+        .unwrap();
+    let written = write_sparse(&disk, 3 * HOLE_BYTES as u64, &chunk).unwrap();
+    assert_eq!(written, 4 * HOLE_BYTES as u64 + 100);
+    assert!(fs::read(&path).unwrap()[3 * HOLE_BYTES..] == chunk[..]);
+}
+
+#[test]
+fn a_foreign_format_is_refused_with_the_command_that_converts_it() {
+    let site = Site::new();
+    let mut qcow2 = vec![0; 4096];
+    qcow2[..4].copy_from_slice(b"QFI\xfb");
+    let refusal = refusal(&site, &source(&site, "a.qcow2", &qcow2));
+    assert!(
+        refusal.contains("qemu-img convert -f qcow2 -O raw"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn what_is_no_disk_image_is_refused_by_one_sentence() {
+    let site = Site::new();
+    let empty = source(&site, "empty.raw", b"");
+    assert!(refusal(&site, &empty).contains("is empty"));
+    assert!(refusal(&site, site.directory()).contains("neither a file nor a block device"));
+    assert!(refusal(&site, Path::new("/nowhere/a.raw")).contains("No such file"));
+    assert!(refusal(&site, Path::new("a.raw")).contains("must begin with"));
+    assert!(refusal(&site, Path::new("/dev/null")).contains("neither"));
+}
+
+#[test]
+fn a_source_that_changes_meanwhile_is_refused() {
+    let site = Site::new();
+    let path = source(&site, "a.raw", &[1; 4096]);
+    let open = Source::open(&path).unwrap();
+    open.require_unchanged().unwrap();
+    fs::write(&path, [2; 8192]).unwrap();
+    let refusal = open.require_unchanged().unwrap_err().to_string();
+    assert!(refusal.contains("changed while it was read"), "{refusal}");
+    fs::write(&path, [2; 100]).unwrap();
+    assert!(open.read(0, &mut [0; 4096]).is_err());
+}
+
+#[test]
+fn a_cancelled_import_leaves_nothing() {
+    let site = Site::new();
+    let path = site.directory().join("a.raw");
+    let file = File::create(&path).unwrap();
+    file.set_len(64 << 30).unwrap();
+    let started = site
+        .start_import(ImportRequest {
+            name: Name::parse("debian").unwrap(),
+            source: path,
+            comment: String::new(),
+        })
+        .unwrap();
+    site.cancel_import(started.id).unwrap();
+    site.stop_imports();
+    let ended = site.import(started.id).unwrap();
+    assert!(matches!(&ended.state, ImportState::Failed(why) if why.contains("cancelled")));
+    assert_eq!(fs::read_dir(site.data().join("images")).unwrap().count(), 0);
+}
+
+#[test]
+fn an_interrupted_import_is_cleared_away_at_the_next_start() {
+    let mut site = Site::new();
+    let left = site.data().join("images/.tmp-1");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("disk.raw"), [1; 512]).unwrap();
+    site.restart();
+    assert!(!left.exists());
+}
+
+#[test]
+fn an_image_survives_a_restart_with_its_facts() {
+    let mut site = Site::new();
+    let image = site.new_image("debian");
+    site.restart();
+    assert_eq!(site.images(), [image]);
+}
