@@ -262,7 +262,7 @@ impl File {
     /// waiting for any: a wait for a byte behind the end of the file.
     pub(crate) fn writeback_error(&self) -> io::Result<()> {
         #[cfg(test)]
-        Noted::begin(self.recorded.as_ref(), recorder::Op::WritebackError)?;
+        Noted::begin(self.recorded.as_ref(), |_| recorder::Op::WritebackError)?;
         let end = i64::try_from(self.file.metadata()?.len()).unwrap_or(i64::MAX - 1);
         // SAFETY: no memory is passed, the descriptor is open; rustix and std
         // have no such call.

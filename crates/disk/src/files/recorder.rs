@@ -36,7 +36,9 @@ pub(crate) enum Op {
     /// A file's contents, or a directory's names, made durable.
     Sync(Node),
     /// A question about writeback; changes nothing.
-    WritebackError(Node),
+    WritebackError,
+    /// A moment somebody wants to remember.
+    Tick,
 }
 
 /// What a hook sees: the operation, and the file name it is about.
@@ -114,6 +116,14 @@ impl Recorder {
         self.state().events.len()
     }
 
+    /// A moment unlike any other, even when nothing happens around it.
+    pub(crate) fn tick(&self) -> usize {
+        let mut state = self.state();
+        let (op, ended) = (Op::Tick, None);
+        state.events.push(Event { op, ended });
+        state.events.len() - 1
+    }
+
     pub(super) fn create(self: &Arc<Self>, path: &Path) -> io::Result<Recorded> {
         let (dir, name) = self.state().place(path);
         let node = {
@@ -179,9 +189,7 @@ impl Recorder {
     }
 
     pub(super) fn dir(self: &Arc<Self>, path: &Path) -> Recorded {
-        let mut state = self.state();
-        let node = state.dir(path);
-        drop(state);
+        let node = self.state().dir(path);
         Recorded {
             recorder: self.clone(),
             node,
@@ -223,16 +231,18 @@ impl Recorder {
     pub(crate) fn remake(&self, moment: usize, target: &Path, fate: &mut dyn FnMut() -> bool) {
         let state = self.state();
         let events = &state.events[..moment];
-        // The last sync of each node that had ended.
+        // When the last sync of each node began, of those that had ended.
+        let mut synced: BTreeMap<Node, usize> = BTreeMap::new();
+        for (begun, event) in events.iter().enumerate() {
+            if let Op::Sync(node) = event.op
+                && event.ended.is_some_and(|ended| ended <= moment)
+            {
+                synced.insert(node, begun);
+            }
+        }
         let is_durable = |index: usize, node: Node| {
-            let Some(ended) = events[index].ended else {
-                return false;
-            };
-            events.iter().enumerate().skip(ended).any(|(at, event)| {
-                matches!(event.op, Op::Sync(synced) if synced == node)
-                    && at >= ended
-                    && event.ended.is_some_and(|end| end <= moment)
-            })
+            let ended = events[index].ended;
+            ended.is_some_and(|ended| synced.get(&node).is_some_and(|begun| ended <= *begun))
         };
         let mut files: BTreeMap<Node, Vec<u8>> = BTreeMap::new();
         let mut names: BTreeMap<Node, BTreeMap<String, Node>> = BTreeMap::new();
@@ -289,7 +299,7 @@ impl Recorder {
                         file.resize(length, 0);
                     }
                 }
-                Op::Sync(_) | Op::WritebackError(_) => {}
+                Op::Sync(_) | Op::WritebackError | Op::Tick => {}
             }
         }
         let mut world = World {

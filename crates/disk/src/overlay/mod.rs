@@ -22,6 +22,8 @@ use crate::{
     Access, BaseId, Disk, DiskError, Durability, Geometry, OpenError, Segment, SharedDisk,
 };
 
+#[cfg(test)]
+mod crash;
 mod head;
 mod journal;
 mod layer;
