@@ -52,16 +52,19 @@ struct Memory(Mutex<HashMap<Mac, Lease>>);
 
 impl LeaseStore for Memory {
     fn load(&self) -> Result<Vec<Lease>, String> {
-        Ok(self.0.lock().unwrap().values().cloned().collect())
+        Ok(self.0.lock().expect("no panic").values().cloned().collect())
     }
 
     fn save(&self, lease: &Lease) -> Result<(), String> {
-        self.0.lock().unwrap().insert(lease.mac, lease.clone());
+        self.0
+            .lock()
+            .expect("no panic")
+            .insert(lease.mac, lease.clone());
         Ok(())
     }
 
     fn remove(&self, mac: Mac) -> Result<(), String> {
-        self.0.lock().unwrap().remove(&mac);
+        self.0.lock().expect("no panic").remove(&mac);
         Ok(())
     }
 }

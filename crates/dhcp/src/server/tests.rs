@@ -1,1 +1,103 @@
-//! Claims about the settings the server starts with.
+//! Claims about the settings the server starts with, and about how often the
+//! site is told what strangers trigger.
+
+use super::*;
+use crate::lease::tests::{Memory, SERVER, Site, host, subnet};
+
+fn settings(change: impl FnOnce(&mut Subnet)) -> Settings {
+    let mut subnet = subnet(10);
+    change(&mut subnet);
+    Settings {
+        mode: Mode::Full,
+        lease_time: Duration::from_secs(600),
+        subnets: vec![subnet],
+    }
+}
+
+fn interface() -> InterfaceConfig {
+    InterfaceConfig {
+        name: "eth7".into(),
+        address: SERVER,
+        netmask: Ipv4Addr::new(255, 255, 255, 0),
+    }
+}
+
+fn refusal(settings: &Settings) -> String {
+    check(&[interface()], settings).unwrap_err().to_string()
+}
+
+#[test]
+fn settings_that_contradict_themselves_are_refused_in_words() {
+    assert!(check(&[interface()], &settings(|_| ())).is_ok());
+    assert_eq!(
+        refusal(&settings(
+            |subnet| subnet.netmask = Ipv4Addr::new(255, 0, 255, 0)
+        )),
+        "255.0.255.0 is no netmask"
+    );
+    assert_eq!(
+        refusal(&settings(|subnet| subnet.ranges = vec![(host(9), host(3))])),
+        "the pool 10.0.0.9 to 10.0.0.3 does not lie in 10.0.0.0 / 255.255.255.0"
+    );
+    assert_eq!(
+        refusal(&settings(|subnet| {
+            subnet.network = Ipv4Addr::new(10, 9, 0, 0);
+            subnet.ranges.clear();
+        })),
+        "no subnet is declared for 10.0.0.1 of interface eth7"
+    );
+    assert_eq!(
+        check(&[], &settings(|_| ())).unwrap_err().kind(),
+        io::ErrorKind::InvalidInput
+    );
+}
+
+#[test]
+fn an_interface_that_is_not_there_is_named() {
+    let interface = InterfaceConfig {
+        name: "no-such-thing".into(),
+        ..interface()
+    };
+    let error = Server::start(
+        vec![interface],
+        settings(|_| ()),
+        Arc::new(Site::default()),
+        Arc::new(Memory::default()),
+    )
+    .unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    assert!(error.to_string().contains("no-such-thing"), "{error}");
+}
+
+#[test]
+fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
+    let site = Arc::new(Site::default());
+    let calm = Calm {
+        policy: site.clone(),
+        own: vec![SERVER],
+        foreign: Mutex::default(),
+        malformed: Mutex::default(),
+    };
+    for _ in 0..100 {
+        calm.observe(&Observation::ForeignServer { server: host(2) });
+        calm.observe(&Observation::ForeignServer { server: SERVER });
+        calm.observe(&Observation::Malformed {
+            reason: "rubbish".into(),
+        });
+    }
+    assert_eq!(
+        site.observations(),
+        [
+            Observation::ForeignServer { server: host(2) },
+            Observation::Malformed {
+                reason: "rubbish".into()
+            }
+        ]
+    );
+    for number in 0..=255 {
+        calm.observe(&Observation::ForeignServer {
+            server: host(number),
+        });
+    }
+    assert_eq!(site.observations().len(), MAX_FOREIGN_SERVERS - 1);
+}
