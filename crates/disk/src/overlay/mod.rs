@@ -26,6 +26,8 @@ use crate::{
 mod crash;
 mod head;
 mod journal;
+#[cfg(test)]
+mod kill;
 mod layer;
 mod live;
 mod lock;

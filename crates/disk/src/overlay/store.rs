@@ -28,9 +28,9 @@ const STRIPES: usize = 64;
 /// Bytes whose marks share a stripe's lock.
 const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
 
-/// Runs of marks remembered for the next flush (2 MiB of them); past this it
-/// writes a checkpoint instead of a record.
-const PENDING_RUNS: usize = 1 << 16;
+/// Runs of marks remembered for the next flush (2 MiB of them; in tests few);
+/// past this it writes a checkpoint instead of a record.
+const PENDING_RUNS: usize = if cfg!(test) { 48 } else { 1 << 16 };
 
 /// An open overlay, whoever holds it.
 pub(super) struct Store {
