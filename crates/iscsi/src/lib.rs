@@ -9,15 +9,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod chap;
+mod discovery;
+mod keys;
+mod login;
 mod name;
-mod registry;
+mod outbox;
 mod server;
+mod session;
 mod target;
+mod task;
+mod wire;
 
 pub use name::{Iqn, NameError};
-pub use registry::{SessionId, SessionInfo, Sessions};
 pub use scsi::{Identity, LogicalUnit, disk};
-pub use server::{Counters, Server};
+pub use server::{Counters, Server, SessionId, SessionInfo, Sessions};
 pub use target::Target;
 
 /// What the target asks its site. Asked at login, never per command; called

@@ -4,8 +4,8 @@
 //! is *established* once it has its target. Entering ends the sessions of the
 //! same nexus first (session reinstatement, RFC 7143 section 6.3.5).
 //!
-//! Invariant: nobody waits here for a login that is still entering, because
-//! that login may be waiting for the one who asks.
+//! Invariant: nobody waits without a limit for a login that is still
+//! entering, because that login may be waiting for the one who asks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -103,8 +103,8 @@ impl Sessions {
         for (id, entry) in &mut table.entries {
             let named = which(&entry.describe(*id));
             match &entry.stage {
-                Stage::Established { hang_up, .. } if named && entry.target.is_some() => {
-                    hang_up();
+                Stage::Established { hang_up } if named && entry.target.is_some() => {
+                    hang_up(HangUp::Now);
                     closing.push(*id);
                 }
                 Stage::Entering(thread) if named && *thread != me => entry.doomed = true,
@@ -151,8 +151,8 @@ impl Sessions {
                 if login.target.is_some() && entry.is_same_nexus(login) {
                     old = true;
                     entry.doomed = true;
-                    if let Stage::Established { hang_up, .. } = &entry.stage {
-                        hang_up();
+                    if let Stage::Established { hang_up } = &entry.stage {
+                        hang_up(HangUp::Now);
                     }
                 }
             }
@@ -201,20 +201,27 @@ impl Sessions {
     }
 
     /// Lets nobody in any more, and hangs up on everybody.
-    pub(crate) fn hang_up_all(&self) {
+    pub(crate) fn hang_up_all(&self, how: HangUp) {
         let mut table = self.shared.lock();
         table.closed = true;
         for entry in table.entries.values_mut() {
             entry.doomed = true;
-            if let Stage::Established { hang_up, .. } = &entry.stage {
-                hang_up();
+            if let Stage::Established { hang_up } = &entry.stage {
+                hang_up(how);
             }
         }
     }
 
-    /// Lets nobody in any more.
-    pub(crate) fn close_door(&self) {
-        self.shared.lock().closed = true;
+    /// Hangs up on every session of a target; waits for none.
+    pub(crate) fn hang_up_target(&self, name: &str) {
+        let table = self.shared.lock();
+        for entry in table.entries.values() {
+            if let Stage::Established { hang_up } = &entry.stage
+                && entry.target.as_deref() == Some(name)
+            {
+                hang_up(HangUp::Now);
+            }
+        }
     }
 
     /// Waits until all sessions are gone; `false` when time ran out.
@@ -230,6 +237,15 @@ impl Sessions {
         }
         true
     }
+}
+
+/// How a session is told to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HangUp {
+    /// Whatever it is doing.
+    Now,
+    /// Once the commands that have come are answered.
+    WhenIdle,
 }
 
 /// Why a login got no place.
@@ -253,7 +269,7 @@ pub(crate) struct Entered {
 
 impl Entered {
     /// Makes the session visible; `false` when it has been doomed meanwhile.
-    pub(crate) fn establish(&self, hang_up: Box<dyn Fn() + Send>) -> bool {
+    pub(crate) fn establish(&self, hang_up: Box<dyn Fn(HangUp) + Send>) -> bool {
         let mut table = self.sessions.shared.lock();
         let closed = table.closed;
         let Some(entry) = table.entries.get_mut(&self.id) else {
@@ -346,7 +362,7 @@ enum Stage {
     /// Inside [`Targets::open`](crate::Targets::open), on that thread.
     Entering(ThreadId),
     Established {
-        hang_up: Box<dyn Fn() + Send>,
+        hang_up: Box<dyn Fn(HangUp) + Send>,
     },
 }
 

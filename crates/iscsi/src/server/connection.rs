@@ -1,0 +1,415 @@
+//! A logged-in connection: one thread that blocks on its socket.
+//!
+//! Everything a receive brought is handled before one vectored send. Only
+//! while a helper works for the connection does it wait for two things.
+
+// `sendmsg` of memory mappings: no safe interface takes bytes that may change
+// or vanish while the kernel reads them.
+#![allow(unsafe_code)]
+
+use std::io::{self, Read};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use socket2::{SockRef, TcpKeepalive};
+
+use super::helpers::Mailbox;
+use super::registry::{Entered, HangUp};
+use super::{Shared, count};
+use crate::keys::OUR_MAX_RECV_DATA_SEGMENT_LENGTH;
+use crate::login::{Entrance, LoginStatus};
+use crate::outbox::{Gone, Outbox, Part, Sink};
+use crate::session::{Next, Session, Start};
+use crate::wire::{BHS_BYTES, Bhs, Lengths};
+use crate::{Attachment, Limits};
+
+/// The receive buffer of a connection that moves little.
+const SMALL_BUFFER_BYTES: usize = 64 << 10;
+/// The receive buffer of one that is written to: two PDUs of full length.
+const LARGE_BUFFER_BYTES: usize = 520 << 10;
+/// How long a connection may be quiet before large buffers are given back.
+const QUIET: Duration = Duration::from_secs(5);
+/// Keepalive probes before a silent peer counts as gone.
+const KEEPALIVE_PROBES: u32 = 3;
+/// How long a peer that has logged out may take to close.
+const LAST_READ: Duration = Duration::from_secs(1);
+
+/// Hands a login that has agreed on everything to a thread.
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    stream: &TcpStream,
+    entrance: &Entrance,
+    entered: Entered,
+    attachment: Option<Attachment>,
+) -> Result<(), LoginStatus> {
+    let failed = |error: io::Error| {
+        tracing::warn!(%error, "a connection could not be set up");
+        LoginStatus::OUT_OF_RESOURCES
+    };
+    configure(stream, &shared.limits).map_err(failed)?;
+    let mailbox = Arc::new(Mailbox::new().map_err(failed)?);
+    let ours = Arc::new(stream.try_clone().map_err(failed)?);
+    let theirs = ours.clone();
+    let hang_up = move |how| {
+        let _ = theirs.shutdown(match how {
+            HangUp::Now => Shutdown::Both,
+            HangUp::WhenIdle => Shutdown::Read,
+        });
+    };
+    if !entered.establish(Box::new(hang_up)) {
+        return Err(LoginStatus::SERVICE_UNAVAILABLE);
+    }
+    let window = shared.limits.tasks_per_session.max(1);
+    let (answer, stat_sn) = entrance.accept(entered.tsih, window);
+    let connection = Connection {
+        shared: shared.clone(),
+        stream: ours,
+        mailbox,
+        login: entrance.login.clone(),
+        answer,
+    };
+    let parameters = entrance.parameters.clone();
+    let exp_cmd_sn = entrance.exp_cmd_sn;
+    let run = move || {
+        // Dropped in the reverse order: the target is let go of, then the
+        // session leaves the list, then whoever waits for its end hears.
+        let (guard, target) = attachment.map(|a| (a.guard, a.target)).unzip();
+        let _guard = guard;
+        let entered = entered;
+        let target = target;
+        let start = Start {
+            login: &connection.login,
+            parameters,
+            target: target.as_deref(),
+            targets: &*connection.shared.targets,
+            stats: &entered.stats,
+            window,
+            stat_sn,
+            exp_cmd_sn,
+        };
+        let login = &connection.login;
+        tracing::info!(session = %entered.id, initiator = login.initiator,
+            target = login.target, peer = %login.peer, "logged in");
+        let reason = connection.run(Session::new(start));
+        tracing::info!(session = %entered.id, initiator = login.initiator, reason, "session ended");
+    };
+    let spawned = thread::Builder::new()
+        .name("iscsi-session".into())
+        .spawn(run);
+    spawned.map_err(failed)?;
+    count(&shared.counters.logins);
+    Ok(())
+}
+
+fn configure(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(limits.send_timeout))?;
+    let socket = SockRef::from(stream);
+    // Idle for half the time, then probes over the other half.
+    let half = limits.silence.max(Duration::from_secs(2)) / 2;
+    let keepalive = TcpKeepalive::new()
+        .with_time(half)
+        .with_interval((half / KEEPALIVE_PROBES).max(Duration::from_secs(1)))
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(limits.silence))
+}
+
+struct Connection {
+    shared: Arc<Shared>,
+    stream: Arc<TcpStream>,
+    mailbox: Arc<Mailbox>,
+    login: crate::Login,
+    /// The last login response.
+    answer: Vec<u8>,
+}
+
+impl Connection {
+    /// Serves the connection to its end; says why it ended.
+    fn run(&self, mut session: Session<'_>) -> &'static str {
+        let _idle = IdleAtLast(&self.mailbox);
+        let mut out = Outbox::new(Socket(self.stream.as_raw_fd()));
+        out.bytes(&self.answer);
+        let reason = match out.flush() {
+            Ok(()) => self.serve(&mut session, &mut out),
+            Err(Gone) => "the connection broke",
+        };
+        session.call_off();
+        session.publish();
+        let rejects = &self.shared.counters.rejects;
+        rejects.fetch_add(session.rejects(), Ordering::Relaxed);
+        let _ = self.stream.shutdown(Shutdown::Both);
+        reason
+    }
+
+    fn serve<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) -> &'static str {
+        let mut input = Input::new();
+        loop {
+            let next = self.handle(&mut input, session, out);
+            self.send_jobs(session);
+            session.publish();
+            if out.flush().is_err() {
+                return "the connection broke";
+            }
+            match next {
+                Next::Continue => {}
+                Next::Close => {
+                    self.linger();
+                    return "logged out";
+                }
+                Next::CloseTarget => {
+                    if let Some(target) = &self.login.target {
+                        self.shared.sessions.hang_up_target(target);
+                    }
+                    return "the target was reset";
+                }
+                Next::Broken(how) => {
+                    count(&self.shared.counters.malformed_pdus);
+                    return how;
+                }
+            }
+            if self.shared.is_draining() && !session.is_busy() {
+                return "the server is going";
+            }
+            match self.wait(&mut input, session, out) {
+                Ok(()) => {}
+                Err(reason) => return reason,
+            }
+        }
+    }
+
+    /// Handles every whole PDU there is.
+    fn handle<'t>(
+        &self,
+        input: &mut Input,
+        session: &mut Session<'t>,
+        out: &mut Outbox<'t>,
+    ) -> Next {
+        loop {
+            let (bhs, data) = match input.next_pdu() {
+                Ok(Some(pdu)) => pdu,
+                Ok(None) => return Next::Continue,
+                Err(how) => return Next::Broken(how),
+            };
+            match session.receive(&bhs, data, out) {
+                Next::Continue => {}
+                end => return end,
+            }
+        }
+    }
+
+    fn send_jobs(&self, session: &mut Session<'_>) {
+        for job in session.jobs() {
+            self.shared.helpers.run(job, &self.mailbox);
+        }
+    }
+
+    /// Waits for input, and for helpers where some are at work.
+    fn wait<'t>(
+        &self,
+        input: &mut Input,
+        session: &mut Session<'t>,
+        out: &mut Outbox<'t>,
+    ) -> Result<(), &'static str> {
+        loop {
+            if session.running() > 0 {
+                let mut fds = [
+                    PollFd::new(&*self.stream, PollFlags::IN),
+                    PollFd::from_borrowed_fd(self.mailbox.bell(), PollFlags::IN),
+                ];
+                if poll(&mut fds, None).is_err() {
+                    continue; // interrupted
+                }
+                let is_readable = !fds[0].revents().is_empty();
+                for done in self.mailbox.collect() {
+                    session.finish(done, out);
+                }
+                if !is_readable {
+                    return Ok(());
+                }
+            }
+            let quiet = input.is_large.then_some(QUIET);
+            match input.receive(&self.stream, quiet) {
+                Ok(0) => return Err(self.hear_out(session, out)),
+                Ok(_) => return Ok(()),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut if input.is_large => {
+                        input.shrink();
+                        out.shrink();
+                    }
+                    _ => return Err("the connection broke"),
+                },
+            }
+        }
+    }
+
+    /// The peer sends no more (or we are draining): what it has sent is still
+    /// answered when the server is going, and called off when the peer is.
+    fn hear_out<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) -> &'static str {
+        let draining = self.shared.is_draining();
+        if !draining {
+            session.call_off();
+        }
+        self.mailbox.wait_until_idle();
+        for done in self.mailbox.collect() {
+            session.finish(done, out);
+        }
+        let _ = out.flush();
+        match draining {
+            true => "the server is going",
+            false => "the connection was closed",
+        }
+    }
+
+    /// Lets the peer close first, so that our last response is not lost.
+    fn linger(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.stream.set_read_timeout(Some(LAST_READ));
+        let mut scrap = [0; 512];
+        while matches!((&*self.stream).read(&mut scrap), Ok(1..)) {}
+    }
+}
+
+/// Waits for the connection's helpers before anything of it is let go.
+struct IdleAtLast<'a>(&'a Mailbox);
+
+impl Drop for IdleAtLast<'_> {
+    fn drop(&mut self) {
+        self.0.wait_until_idle();
+    }
+}
+
+/// The receive buffer.
+struct Input {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    is_large: bool,
+    /// Whether the socket's receive timeout is set.
+    is_timed: bool,
+}
+
+impl Input {
+    fn new() -> Input {
+        Input {
+            buffer: vec![0; SMALL_BUFFER_BYTES],
+            start: 0,
+            end: 0,
+            is_large: false,
+            is_timed: false,
+        }
+    }
+
+    /// The next whole PDU: its header and data segment.
+    fn next_pdu(&mut self) -> Result<Option<(Bhs, &[u8])>, &'static str> {
+        let Some(bhs) = self.buffer[self.start..self.end].first_chunk::<BHS_BYTES>() else {
+            return Ok(None);
+        };
+        let bhs = *bhs;
+        let lengths = Lengths::parse(&bhs);
+        let longest = usize::try_from(OUR_MAX_RECV_DATA_SEGMENT_LENGTH).unwrap_or(usize::MAX);
+        if lengths.data_bytes > longest {
+            return Err("a data segment longer than was agreed on");
+        }
+        if lengths.ahs_bytes > 0 {
+            // Extended CDBs and bidirectional commands: no unit knows any.
+            return Err("an additional header segment");
+        }
+        let end = self.start + lengths.pdu_bytes();
+        if end > self.end {
+            return Ok(None);
+        }
+        let data = self.start + BHS_BYTES;
+        self.start = end;
+        Ok(Some((bhs, &self.buffer[data..data + lengths.data_bytes])))
+    }
+
+    /// Receives what there is, blocking until there is something.
+    fn receive(&mut self, mut stream: &TcpStream, quiet: Option<Duration>) -> io::Result<usize> {
+        self.make_room();
+        if quiet.is_some() != self.is_timed {
+            stream.set_read_timeout(quiet)?;
+            self.is_timed = quiet.is_some();
+        }
+        let got = stream.read(&mut self.buffer[self.end..])?;
+        self.end += got;
+        Ok(got)
+    }
+
+    /// Makes room for the rest of the PDU that has begun.
+    fn make_room(&mut self) {
+        let wanted = self.buffer[self.start..self.end]
+            .first_chunk()
+            .map_or(BHS_BYTES, |bhs| Lengths::parse(bhs).pdu_bytes());
+        if self.start == self.end {
+            self.start = 0;
+            self.end = 0;
+        }
+        if self.buffer.len() - self.start >= wanted && self.end < self.buffer.len() {
+            return;
+        }
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        if wanted > self.buffer.len() {
+            self.buffer.resize(LARGE_BUFFER_BYTES, 0);
+            self.is_large = true;
+        }
+    }
+
+    /// Gives memory back that only a burst needed.
+    fn shrink(&mut self) {
+        if self.start == self.end {
+            *self = Input {
+                is_timed: self.is_timed,
+                ..Input::new()
+            };
+        }
+    }
+}
+
+/// The sending side of a socket.
+struct Socket(RawFd);
+
+impl Sink for Socket {
+    fn send(&mut self, parts: &mut [Part]) -> Result<(), Gone> {
+        let mut first = 0;
+        while first < parts.len() {
+            let rest = &mut parts[first..];
+            // SAFETY: all zeros is a valid msghdr (null pointers, lengths 0).
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            // `Part` is a transparent iovec.
+            message.msg_iov = rest.as_mut_ptr().cast();
+            message.msg_iovlen = rest.len() as _;
+            // SAFETY: the message and its iovecs live during the call, and
+            // the kernel only reads what they point at. Memory that a mapping
+            // has lost makes it answer EFAULT, not fault. A safe interface
+            // would need `&[u8]` of bytes that may change.
+            let sent = unsafe { libc::sendmsg(self.0, &raw const message, libc::MSG_NOSIGNAL) };
+            let Ok(mut sent) = usize::try_from(sent) else {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                // EAGAIN: the peer has not read for the send timeout. EFAULT:
+                // a mapping has shrunk; half a PDU may be out.
+                tracing::debug!(%error, "sending failed");
+                return Err(Gone);
+            };
+            while first < parts.len() && sent >= parts[first].len() {
+                sent -= parts[first].len();
+                first += 1;
+            }
+            if sent > 0 {
+                parts[first].advance(sent);
+            }
+        }
+        Ok(())
+    }
+}

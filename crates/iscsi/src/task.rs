@@ -1,0 +1,200 @@
+//! A SCSI command under way: the data it waits for, or the helper it waits
+//! for.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use scsi::{DataOut, LogicalUnit, Nexus, Sense, Work};
+
+/// Pieces of data-out from this size on go to the disk as they come; smaller
+/// ones are put together first.
+const DIRECT_BYTES: usize = 4096;
+
+/// A command whose data-out has not all come.
+pub(crate) struct Task<'t> {
+    pub(crate) itt: u32,
+    pub(crate) lun: [u8; 8],
+    pub(crate) unit: &'t Arc<LogicalUnit>,
+    pub(crate) nexus: Nexus,
+    pub(crate) work: Work,
+    pub(crate) expected_bytes: u32,
+    /// Data-out the command takes.
+    pub(crate) wanted: u32,
+    /// Data-out that has come, in order, from offset 0 on.
+    pub(crate) received: u32,
+    /// The initiator is still sending what nobody asked for; next DataSN.
+    pub(crate) unsolicited: Option<u32>,
+    /// What it was asked for and is sending.
+    pub(crate) burst: Option<Burst>,
+    pub(crate) r2t_sn: u32,
+    /// How often the unit had been reset when the command came.
+    pub(crate) resets: u64,
+    /// Data that waits for more: all of a gathered command, or small pieces.
+    staged: Vec<u8>,
+    staged_at: u32,
+    /// The answer is known; what still comes is thrown away.
+    pub(crate) failed: Option<Refusal>,
+}
+
+/// Why a command fails, and the residual that goes with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refusal {
+    pub(crate) sense: Sense,
+    /// Data the command would have moved, when that matters.
+    pub(crate) wanted: Option<u32>,
+}
+
+impl From<Sense> for Refusal {
+    fn from(sense: Sense) -> Refusal {
+        Refusal {
+            sense,
+            wanted: None,
+        }
+    }
+}
+
+/// A stretch of data-out that was asked for (R2T).
+pub(crate) struct Burst {
+    pub(crate) ttt: u32,
+    /// Where it ends in the command's data.
+    pub(crate) end: u32,
+    pub(crate) bytes: u32,
+    pub(crate) next_data_sn: u32,
+}
+
+/// What a slow command is doing on a helper.
+pub(crate) struct Running {
+    pub(crate) itt: u32,
+    pub(crate) lun: [u8; 8],
+    pub(crate) work: Work,
+    pub(crate) expected_bytes: u32,
+    pub(crate) reads: bool,
+    pub(crate) r2t_sn: u32,
+    pub(crate) called_off: Arc<AtomicBool>,
+    /// Aborted: nobody hears the answer.
+    pub(crate) aborted: bool,
+    pub(crate) resets: u64,
+}
+
+/// A slow command, for a helper.
+pub(crate) struct Job {
+    pub(crate) id: u64,
+    unit: Arc<LogicalUnit>,
+    nexus: Nexus,
+    work: Work,
+    data: Vec<u8>,
+    called_off: Arc<AtomicBool>,
+}
+
+/// What became of a [`Job`].
+pub(crate) struct Done {
+    pub(crate) id: u64,
+    pub(crate) result: Result<Vec<u8>, Sense>,
+}
+
+impl Job {
+    /// Does it; takes its time.
+    pub(crate) fn run(self) -> Done {
+        let result = self
+            .unit
+            .finish(&self.nexus, &self.work, &self.data, &self.called_off);
+        Done {
+            id: self.id,
+            result,
+        }
+    }
+}
+
+impl<'t> Task<'t> {
+    pub(crate) fn new(
+        itt: u32,
+        lun: [u8; 8],
+        (unit, nexus): (&'t Arc<LogicalUnit>, Nexus),
+        work: Work,
+        expected_bytes: u32,
+    ) -> Task<'t> {
+        let wanted = match work.data_out() {
+            DataOut::None => 0,
+            DataOut::Streamed(bytes) | DataOut::Gathered(bytes) => {
+                u32::try_from(bytes).unwrap_or(u32::MAX)
+            }
+        };
+        Task {
+            itt,
+            lun,
+            unit,
+            nexus,
+            work,
+            expected_bytes,
+            wanted,
+            received: 0,
+            unsolicited: None,
+            burst: None,
+            r2t_sn: 0,
+            resets: unit.resets(),
+            staged: Vec::new(),
+            staged_at: 0,
+            failed: None,
+        }
+    }
+
+    /// Takes data that continues what has come; what the command does not
+    /// want is dropped.
+    pub(crate) fn take(&mut self, data: &[u8]) {
+        let at = self.received;
+        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        self.received = at.saturating_add(bytes);
+        let useful = usize::try_from(self.wanted.saturating_sub(at)).unwrap_or(usize::MAX);
+        let data = &data[..useful.min(data.len())];
+        if data.is_empty() || self.failed.is_some() {
+            return;
+        }
+        let streams = matches!(self.work.data_out(), DataOut::Streamed(_));
+        if streams && self.staged.is_empty() && data.len() >= DIRECT_BYTES {
+            self.put(at, data);
+            return;
+        }
+        if self.staged.is_empty() {
+            self.staged_at = at;
+        }
+        self.staged.extend_from_slice(data);
+    }
+
+    /// Hands pieces that were put together to the disk: a burst has ended.
+    pub(crate) fn settle(&mut self) {
+        if matches!(self.work.data_out(), DataOut::Streamed(_)) && !self.staged.is_empty() {
+            let staged = std::mem::take(&mut self.staged);
+            self.put(self.staged_at, &staged);
+        }
+    }
+
+    fn put(&mut self, at: u32, data: &[u8]) {
+        let result = self.unit.put(&self.work, u64::from(at), data);
+        if let Err(sense) = result {
+            self.failed = Some(sense.into());
+        }
+    }
+
+    /// Whether nothing more is to come.
+    pub(crate) fn is_complete(&self) -> bool {
+        let idle = self.unsolicited.is_none() && self.burst.is_none();
+        idle && (self.failed.is_some() || self.received >= self.wanted)
+    }
+
+    /// The data of a gathered command.
+    pub(crate) fn gathered(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.staged)
+    }
+
+    /// The work left, for a helper.
+    pub(crate) fn job(&mut self, id: u64, called_off: Arc<AtomicBool>) -> Job {
+        Job {
+            id,
+            unit: self.unit.clone(),
+            nexus: self.nexus.clone(),
+            work: self.work,
+            data: self.gathered(),
+            called_off,
+        }
+    }
+}
