@@ -1,0 +1,284 @@
+//! Whether what machines are told of their network fits the network.
+
+use std::net::Ipv4Addr;
+
+use dhcp::InterfaceConfig;
+
+use super::Finding;
+use crate::config::{Dhcp, DhcpMode};
+
+/// Compares `[dhcp]` with the interface served. `addresses` is what
+/// `ip -4 -o addr show` says of it; empty when nobody knows.
+pub(super) fn judge(dhcp: &Dhcp, chosen: &InterfaceConfig, addresses: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if dhcp.mode != DhcpMode::Full {
+        if !dhcp.pool.is_empty() {
+            findings.push(Finding::note(
+                "dhcp.pool is set, but addresses are lent in full mode only",
+                "set dhcp.mode = \"full\" where there is no other DHCP server, or take dhcp.pool out",
+            ));
+        }
+        return findings;
+    }
+    let subnet = Subnet {
+        address: chosen.address,
+        mask: chosen.netmask,
+    };
+    if dhcp.pool.is_empty() {
+        findings.push(Finding::warning(
+            "dhcp.mode is \"full\" and dhcp.pool is empty: only machines with a fixed address get one",
+            format!("set dhcp.pool, as in {}", subnet.suggestion()),
+        ));
+    }
+    for &(first, last) in &dhcp.pool {
+        let range = format!("the range {first}-{last} of dhcp.pool");
+        let holds = |address: Ipv4Addr| first <= address && address <= last;
+        if !subnet.holds(first) || !subnet.holds(last) {
+            findings.push(Finding::error(
+                format!(
+                    "{range} is not inside {subnet}, the network of {}",
+                    chosen.name
+                ),
+                format!(
+                    "choose a range of that network, as in {}",
+                    subnet.suggestion()
+                ),
+            ));
+            continue;
+        }
+        if holds(chosen.address) {
+            findings.push(Finding::error(
+                format!("{range} holds this server's own address {}", chosen.address),
+                "leave that address out of dhcp.pool; two ranges do it",
+            ));
+        }
+        if chosen.netmask.to_bits().count_ones() <= 30
+            && (holds(subnet.network()) || holds(subnet.broadcast()))
+        {
+            findings.push(Finding::error(
+                format!("{range} holds the network's own address or its broadcast address"),
+                format!("leave {} and {} out", subnet.network(), subnet.broadcast()),
+            ));
+        }
+        if let Some(router) = dhcp
+            .router
+            .filter(|&router| holds(router) && router != chosen.address)
+        {
+            findings.push(Finding::error(
+                format!("{range} holds the router {router}"),
+                "leave that address out of dhcp.pool; two ranges do it",
+            ));
+        }
+    }
+    if let Some(router) = dhcp.router.filter(|&router| !subnet.holds(router)) {
+        findings.push(Finding::warning(
+            format!("dhcp.router {router} is not inside {subnet}: machines cannot reach it"),
+            "name the router's address on the machines' LAN",
+        ));
+    }
+    if is_dynamic(addresses, chosen.address) {
+        findings.push(Finding::warning(
+            format!(
+                "dhcp.mode is \"full\" and {} has its own address {} from a DHCP server: there is another one on this LAN",
+                chosen.name, chosen.address
+            ),
+            "set dhcp.mode = \"proxy\" to work beside it; or turn that server off and give this interface a fixed address",
+        ));
+    }
+    findings
+}
+
+/// Whether `ip -4 -o addr show` calls the address dynamic (it ends some day).
+fn is_dynamic(addresses: &str, address: Ipv4Addr) -> bool {
+    let start = format!("{address}/");
+    addresses.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.any(|word| word == "inet")
+            && words.next().is_some_and(|word| word.starts_with(&start))
+            && words.any(|word| word == "dynamic")
+    })
+}
+
+/// A network, by an address in it.
+struct Subnet {
+    address: Ipv4Addr,
+    mask: Ipv4Addr,
+}
+
+impl Subnet {
+    fn network(&self) -> Ipv4Addr {
+        self.address & self.mask
+    }
+
+    fn broadcast(&self) -> Ipv4Addr {
+        self.address | !self.mask
+    }
+
+    fn holds(&self, address: Ipv4Addr) -> bool {
+        address & self.mask == self.network()
+    }
+
+    /// The upper half of the network, as a value for `dhcp.pool`, without our
+    /// own address if that is possible in one range.
+    fn suggestion(&self) -> String {
+        let (network, broadcast) = (self.network().to_bits(), self.broadcast().to_bits());
+        let own = self.address.to_bits();
+        let middle = (network + (broadcast - network) / 2).saturating_add(1);
+        let last = broadcast.saturating_sub(1);
+        let (first, last) = if own < middle || own > last {
+            (middle, last)
+        } else if last - own >= own - middle {
+            (own + 1, last)
+        } else {
+            (middle, own - 1)
+        };
+        if first > last {
+            return "[] (the network is too small)".to_owned();
+        }
+        format!("[\"{}-{}\"]", Ipv4Addr::from(first), Ipv4Addr::from(last))
+    }
+}
+
+impl std::fmt::Display for Subnet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.network(), self.mask.to_bits().count_ones())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const fn lan(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(192, 168, 1, last)
+    }
+
+    fn chosen() -> InterfaceConfig {
+        InterfaceConfig {
+            name: "eth1".to_owned(),
+            address: lan(10),
+            netmask: Ipv4Addr::new(255, 255, 255, 0),
+        }
+    }
+
+    fn full(pool: &[(Ipv4Addr, Ipv4Addr)]) -> Dhcp {
+        Dhcp {
+            mode: DhcpMode::Full,
+            pool: pool.to_vec(),
+            ..Config::default().dhcp
+        }
+    }
+
+    /// What is said, joined; empty when all is well.
+    fn said(dhcp: &Dhcp) -> String {
+        judge(dhcp, &chosen(), "")
+            .iter()
+            .map(Finding::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn a_pool_inside_the_network_is_well() {
+        assert_eq!(said(&full(&[(lan(100), lan(200))])), "");
+    }
+
+    #[test]
+    fn a_pool_of_another_network_is_an_error() {
+        let other = Ipv4Addr::new(192, 168, 2, 100);
+        assert!(said(&full(&[(other, other)])).contains("not inside 192.168.1.0/24"));
+        assert!(said(&full(&[(lan(100), other)])).contains("not inside 192.168.1.0/24"));
+    }
+
+    #[test]
+    fn a_pool_with_an_address_that_is_taken_is_an_error() {
+        assert!(said(&full(&[(lan(5), lan(20))])).contains("own address 192.168.1.10"));
+        assert!(said(&full(&[(lan(200), lan(255))])).contains("broadcast"));
+        let dhcp = Dhcp {
+            router: Some(lan(150)),
+            ..full(&[(lan(100), lan(200))])
+        };
+        assert!(said(&dhcp).contains("the router 192.168.1.150"));
+    }
+
+    #[test]
+    fn a_router_nobody_can_reach_is_a_warning() {
+        let dhcp = Dhcp {
+            router: Some(Ipv4Addr::new(10, 0, 0, 1)),
+            ..full(&[(lan(100), lan(200))])
+        };
+        assert!(said(&dhcp).starts_with("warning: dhcp.router 10.0.0.1"));
+    }
+
+    #[test]
+    fn full_without_a_pool_suggests_one_that_fits() {
+        assert!(said(&full(&[])).contains("[\"192.168.1.128-192.168.1.254\"]"));
+        let small = InterfaceConfig {
+            address: lan(200),
+            ..chosen()
+        };
+        let findings = judge(&full(&[]), &small, "");
+        assert!(
+            findings[0]
+                .what_to_do
+                .contains("[\"192.168.1.128-192.168.1.199\"]"),
+            "{findings:?}"
+        );
+    }
+
+    #[test]
+    fn a_network_of_two_addresses_makes_nobody_panic() {
+        for bits in [30, 31, 32] {
+            let netmask = Ipv4Addr::from(u32::MAX << (32 - bits));
+            judge(
+                &full(&[]),
+                &InterfaceConfig {
+                    netmask,
+                    ..chosen()
+                },
+                "",
+            );
+        }
+        judge(
+            &full(&[]),
+            &InterfaceConfig {
+                netmask: Ipv4Addr::UNSPECIFIED,
+                ..chosen()
+            },
+            "",
+        );
+        let last = Ipv4Addr::BROADCAST;
+        judge(
+            &full(&[]),
+            &InterfaceConfig {
+                netmask: last,
+                address: last,
+                name: String::new(),
+            },
+            "",
+        );
+    }
+
+    #[test]
+    fn a_pool_without_full_mode_is_only_noted() {
+        let dhcp = Dhcp {
+            mode: DhcpMode::Proxy,
+            ..full(&[(lan(100), lan(200))])
+        };
+        assert!(said(&dhcp).starts_with("note: dhcp.pool"));
+    }
+
+    #[test]
+    fn an_address_from_another_dhcp_server_is_seen() {
+        let addresses = "2: eth1    inet 192.168.1.10/24 brd 192.168.1.255 scope global dynamic eth1\\       valid_lft 2000sec preferred_lft 2000sec\n\
+                         2: eth1    inet 192.168.1.11/24 brd 192.168.1.255 scope global secondary eth1\\       valid_lft forever preferred_lft forever\n";
+        assert!(is_dynamic(addresses, lan(10)));
+        assert!(!is_dynamic(addresses, lan(11)));
+        assert!(!is_dynamic(addresses, lan(1)));
+        let findings = judge(&full(&[(lan(100), lan(200))]), &chosen(), addresses);
+        assert!(
+            findings[0].what.contains("another one on this LAN"),
+            "{findings:?}"
+        );
+    }
+}
