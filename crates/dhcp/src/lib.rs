@@ -200,7 +200,9 @@ pub struct Lease {
 pub struct Client {
     /// chaddr.
     pub mac: Mac,
-    /// Option 97, unless it is all zeros or all ones.
+    /// Option 97, unless it is all zeros or all ones. In the firmware's byte
+    /// order: of the text `11223344-5566-7788-...` the first three fields
+    /// stand reversed (44 33 22 11, 66 55, 88 77).
     pub uuid: Option<[u8; 16]>,
     /// What runs there.
     pub firmware: Firmware,
