@@ -1,2 +1,9 @@
 //! Boots PCs that have no disk.
+
+mod boot;
+mod config;
+mod inventory;
+mod services;
+mod timeline;
+
 fn main() {}

@@ -1,0 +1,219 @@
+//! The iPXE text a machine fetches.
+//!
+//! iPXE has no quoting: arguments are split at white space before `${...}` is
+//! expanded. Whatever came from a packet or a person goes through [`shown`]
+//! first. Everything here works with iPXE of 2019 (Debian 12) as well as 2.0:
+//! only `set`, `echo`, `sanboot`, `sleep`, `chain`, `goto` and `isset`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Where a booting machine reaches us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Doors {
+    /// Base of our URLs, without a slash at the end.
+    pub(crate) http: String,
+    /// iSCSI portal address.
+    pub(crate) iscsi_address: std::net::Ipv4Addr,
+    /// iSCSI portal port.
+    pub(crate) iscsi_port: u16,
+}
+
+/// What a machine needs to log in to its disk.
+#[derive(Clone)]
+pub(crate) struct SanBoot<'a> {
+    /// Machine, for the screen.
+    pub(crate) machine: &'a str,
+    /// What it boots, for the screen: `debian@3, keep`.
+    pub(crate) disk: &'a str,
+    /// Target IQN; the disk is its LUN 0.
+    pub(crate) target: &'a str,
+    /// Initiator IQN; the operating system finds it in the iBFT.
+    pub(crate) initiator: &'a str,
+    /// CHAP name of this boot generation.
+    pub(crate) chap_name: &'a str,
+    /// CHAP secret of this boot generation.
+    pub(crate) secret: &'a str,
+}
+
+/// Why a machine cannot boot yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// Nobody has said what this machine is.
+    Unknown,
+    /// It is known; nothing is assigned to it.
+    Unassigned,
+    /// There is something wrong on the server; the words are for its screen.
+    Trouble,
+}
+
+/// The script of a machine that boots its disk. When that fails it says so,
+/// waits `pause` (the caller adds jitter, so that a room of PCs does not ask
+/// in one voice) and fetches its script again.
+pub(crate) fn san_boot(doors: &Doors, boot: &SanBoot<'_>, again: &str, pause: Duration) -> String {
+    let mut text = String::from("#!ipxe\n");
+    let SanBoot {
+        machine,
+        disk,
+        target,
+        initiator,
+        chap_name,
+        secret,
+    } = boot;
+    let (address, port) = (doors.iscsi_address, doors.iscsi_port);
+    let _ = write!(
+        text,
+        "echo diskless: {} boots {}\n\
+         set initiator-iqn {initiator}\n\
+         set username {chap_name}\n\
+         set password {secret}\n\
+         sanboot iscsi:{address}::{port}:0:{target} || goto failed\n\
+         :failed\n\
+         echo diskless: the disk did not boot. \
+         On the server: diskless machine timeline {}\n",
+        shown(machine),
+        shown(disk),
+        shown(machine),
+    );
+    retry(&mut text, again, pause);
+    text
+}
+
+/// The script of a machine that must wait for somebody.
+pub(crate) fn waiting(
+    reason: Waiting,
+    machine: &str,
+    mac: &str,
+    words: &str,
+    again: &str,
+    pause: Duration,
+) -> String {
+    let mut text = String::from("#!ipxe\necho\n");
+    let _ = match reason {
+        Waiting::Unknown => write!(
+            text,
+            "echo diskless: this PC is not known here yet. MAC address {mac}\n\
+             echo On the server: diskless machine set {} --name NAME --image IMAGE --mode reset\n",
+            shown(machine),
+        ),
+        Waiting::Unassigned => write!(
+            text,
+            "echo diskless: nothing is assigned to {}. MAC address {mac}\n\
+             echo On the server: diskless machine set {} --image IMAGE --mode reset\n",
+            shown(machine),
+            shown(machine),
+        ),
+        Waiting::Trouble => write!(
+            text,
+            "echo diskless: {} cannot boot now. MAC address {mac}\necho {}\n",
+            shown(machine),
+            shown(words),
+        ),
+    };
+    retry(&mut text, again, pause);
+    text
+}
+
+/// The script of a machine whose request did not say who it is: it comes back
+/// with its MAC, UUID and serial number.
+pub(crate) fn who_are_you(doors: &Doors) -> String {
+    format!(
+        "#!ipxe\n\
+         chain --replace {}/boot.ipxe?mac=${{netX/mac:hexhyp}}&uuid=${{uuid}}&serial=${{serial:uristring}}\n",
+        doors.http
+    )
+}
+
+fn retry(text: &mut String, again: &str, pause: Duration) {
+    let seconds = pause.as_secs().max(1);
+    // `chain` fails while the server is away: the loop then goes on here.
+    let _ = write!(
+        text,
+        "echo Trying again in {seconds} s\n\
+         :again\n\
+         sleep {seconds}\n\
+         chain --replace {again} || goto again\n"
+    );
+}
+
+/// Text that iPXE shows as it is: printable ASCII, no `$` (expansion), no
+/// token that iPXE reads as a separator or a comment.
+fn shown(text: &str) -> String {
+    text.split_whitespace()
+        .map(|token| {
+            let token: String = token
+                .chars()
+                .filter(|c| c.is_ascii_graphic() && *c != '$')
+                .collect();
+            match token.as_str() {
+                "&&" | "||" | ";" => String::new(),
+                _ => token.trim_start_matches('#').to_owned(),
+            }
+        })
+        .filter(|token| !token.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doors() -> Doors {
+        Doors {
+            http: "http://10.0.0.1".into(),
+            iscsi_address: [10, 0, 0, 1].into(),
+            iscsi_port: 3260,
+        }
+    }
+
+    #[test]
+    fn the_script_of_a_machine_names_its_disk_and_its_secret() {
+        let boot = SanBoot {
+            machine: "pc1",
+            disk: "debian@3, keep",
+            target: "iqn.2026-11.net.diskless:pc1",
+            initiator: "iqn.2026-11.net.diskless:pc1.initiator",
+            chap_name: "pc1.7",
+            secret: "00112233445566778899aabbccddeeff",
+        };
+        let again = "http://10.0.0.1/boot.ipxe?mac=52-54-00-12-34-56";
+        assert_eq!(
+            san_boot(&doors(), &boot, again, Duration::from_secs(7)),
+            "#!ipxe\n\
+             echo diskless: pc1 boots debian@3, keep\n\
+             set initiator-iqn iqn.2026-11.net.diskless:pc1.initiator\n\
+             set username pc1.7\n\
+             set password 00112233445566778899aabbccddeeff\n\
+             sanboot iscsi:10.0.0.1::3260:0:iqn.2026-11.net.diskless:pc1 || goto failed\n\
+             :failed\n\
+             echo diskless: the disk did not boot. On the server: diskless machine timeline pc1\n\
+             echo Trying again in 7 s\n\
+             :again\n\
+             sleep 7\n\
+             chain --replace http://10.0.0.1/boot.ipxe?mac=52-54-00-12-34-56 || goto again\n"
+        );
+    }
+
+    #[test]
+    fn a_pending_machine_is_told_its_mac_and_the_command() {
+        let text = waiting(
+            Waiting::Unknown,
+            "new-525400123456",
+            "52:54:00:12:34:56",
+            "",
+            "http://10.0.0.1/boot.ipxe",
+            Duration::from_secs(10),
+        );
+        assert!(text.contains("not known here yet. MAC address 52:54:00:12:34:56"));
+        assert!(text.contains("diskless machine set new-525400123456 "));
+        assert!(text.contains("chain --replace http://10.0.0.1/boot.ipxe || goto again"));
+    }
+
+    #[test]
+    fn words_cannot_become_commands() {
+        assert_eq!(shown("a && reboot"), "a reboot");
+        assert_eq!(shown("x\nchain http://evil"), "x chain http://evil");
+        assert_eq!(shown("${password} #c ; \u{1b}[2J"), "{password} c [2J");
+    }
+}

@@ -1,0 +1,190 @@
+//! The DHCP door: what a client boots, what is promised to it, what was seen.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use dhcp::{Boot, Client, Firmware, Mac, Observation, Policy, Promise};
+
+use super::Site;
+use crate::boot::firmware::{self, Loader};
+use crate::timeline::Stage;
+
+/// Other DHCP servers remembered for `status`.
+const FOREIGN_SERVERS_MAX: usize = 16;
+
+/// Answers [`dhcp::Policy`] for this site.
+pub(crate) struct Addressing {
+    site: Arc<Site>,
+    sessions: OnceLock<iscsi::Sessions>,
+    foreign_servers: Mutex<BTreeSet<Ipv4Addr>>,
+}
+
+impl Addressing {
+    /// A policy that knows no sessions yet.
+    pub(crate) fn new(site: Arc<Site>) -> Addressing {
+        Addressing {
+            site,
+            sessions: OnceLock::new(),
+            foreign_servers: Mutex::default(),
+        }
+    }
+
+    /// From now on an address with one of these sessions is in use.
+    pub(crate) fn watch(&self, sessions: iscsi::Sessions) {
+        let _ = self.sessions.set(sessions);
+    }
+
+    /// The other DHCP servers seen on this LAN.
+    pub(crate) fn foreign_servers(&self) -> Vec<Ipv4Addr> {
+        let seen = self
+            .foreign_servers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        seen.iter().copied().collect()
+    }
+
+    fn asked(&self, client: &Client) {
+        if client.firmware == Firmware::System {
+            // A machine of ours whose operating system asks is worth an entry;
+            // everybody else's laptop is not.
+            match self.site.inventory.machine_by_mac(client.mac) {
+                Ok(Some(_)) => {}
+                _ => return,
+            }
+        } else if let Err(error) = self.site.inventory.enrol(client.mac, client.uuid, None) {
+            tracing::debug!(mac = %client.mac, %error, "not enrolled");
+        }
+        self.site.timeline.record(
+            client.mac,
+            Stage::asked(&client.firmware),
+            client.firmware.to_string(),
+        );
+    }
+}
+
+impl Policy for Addressing {
+    fn boot(&self, client: &Client, _server: Ipv4Addr) -> Option<Boot> {
+        let site = &self.site;
+        let machine = site
+            .inventory
+            .machine_by_mac(client.mac)
+            .unwrap_or_else(|error| {
+                tracing::error!(mac = %client.mac, %error, "looking for a machine");
+                None
+            });
+        let chosen = machine
+            .as_ref()
+            .and_then(|machine| machine.loader.as_deref());
+        let loader = firmware::loader(client.firmware, chosen, |file| {
+            site.loaders.is_installed(file)
+        });
+        match loader {
+            Some(Loader::Tftp(file)) => Some(Boot::Tftp {
+                server: site.doors.iscsi_address,
+                file,
+            }),
+            Some(Loader::Http(file)) => {
+                Some(Boot::Url(format!("{}/loader/{file}", site.doors.http)))
+            }
+            Some(Loader::Script) => Some(Boot::Url(site.script_url(client.mac))),
+            None => {
+                if client.firmware != Firmware::System {
+                    let words = match firmware::candidates(client.firmware).first() {
+                        Some(file) => format!(
+                            "no loader for {}: {file} is not installed (Debian, Ubuntu: package ipxe)",
+                            client.firmware
+                        ),
+                        None => format!("{} is not a firmware we can boot", client.firmware),
+                    };
+                    site.timeline.record(client.mac, Stage::Problem, words);
+                }
+                None
+            }
+        }
+    }
+
+    fn promise(&self, mac: Mac) -> Promise {
+        match self.site.inventory.machine_by_mac(mac) {
+            Ok(Some(machine)) => Promise {
+                address: machine.address,
+                host_name: Some(machine.name.to_string()),
+                ..Promise::default()
+            },
+            _ => Promise::default(),
+        }
+    }
+
+    fn promised_to(&self, address: Ipv4Addr) -> Option<Mac> {
+        let machines = self.site.inventory.machines().ok()?;
+        let owner = machines
+            .into_iter()
+            .find(|machine| machine.address == Some(address))?;
+        Some(owner.mac)
+    }
+
+    fn is_in_use(&self, address: Ipv4Addr) -> bool {
+        self.sessions.get().is_some_and(|sessions| {
+            sessions
+                .list()
+                .iter()
+                .any(|session| session.peer.ip().to_canonical() == address)
+        })
+    }
+
+    fn observe(&self, observation: &Observation) {
+        let timeline = &self.site.timeline;
+        match observation {
+            Observation::Asked(client) => self.asked(client),
+            Observation::Offered {
+                client,
+                address,
+                boot,
+            } => {
+                let mut words = match address {
+                    Some(address) => address.to_string(),
+                    None => "boot information (another server gives the address)".to_owned(),
+                };
+                match boot {
+                    Some(Boot::Tftp { file, .. }) => words.push_str(&format!(", {file}")),
+                    Some(Boot::Url(url)) => words.push_str(&format!(", {url}")),
+                    None => {}
+                }
+                timeline.record(client.mac, Stage::Offered, words);
+            }
+            Observation::Bound { client, address } => {
+                self.site.addresses.learn(*address, client.mac);
+                timeline.record(client.mac, Stage::Bound, address.to_string());
+            }
+            Observation::ForeignServer { server } => {
+                let mut seen = self
+                    .foreign_servers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if seen.len() < FOREIGN_SERVERS_MAX && seen.insert(*server) {
+                    tracing::info!(%server, "another DHCP server answers on this LAN");
+                }
+            }
+            Observation::UuidChanged { mac } => {
+                timeline.record(
+                    *mac,
+                    Stage::Problem,
+                    "its UUID has changed under the same MAC (a dock or adapter used by several PCs?)",
+                );
+            }
+            Observation::Declined { mac, address } => {
+                tracing::warn!(%mac, %address, "somebody else has this address already");
+                timeline.record(
+                    *mac,
+                    Stage::Problem,
+                    format!("{address}: somebody else has it already"),
+                );
+            }
+            Observation::PoolExhausted { mac } => {
+                tracing::warn!(%mac, "no address left in dhcp.pool: make the pool larger or the lease shorter");
+                timeline.record(*mac, Stage::Problem, "no address left in dhcp.pool");
+            }
+            Observation::Malformed { reason } => tracing::debug!(reason, "malformed DHCP packet"),
+        }
+    }
+}

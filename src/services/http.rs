@@ -1,0 +1,350 @@
+//! The HTTP door: boot scripts, loaders, files.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::routing::get;
+use dhcp::Mac;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use super::{Site, loaders, ranges};
+use crate::boot::script::{self, SanBoot, Waiting};
+use crate::boot::{BootPlan, plan};
+use crate::inventory::{self, Identity, Machine, OverlayMode, parse_mac};
+use crate::timeline::Stage;
+
+/// Connections served at once; further ones wait in the listen queue.
+const CONNECTIONS_MAX: usize = 1024;
+/// How long a client may take to send its request headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long answers under way may take once the program ends.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// A running HTTP server.
+pub(crate) struct Server {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens and serves until [`Server::stop`].
+    pub(crate) async fn start(address: SocketAddr, site: Arc<Site>) -> io::Result<Server> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let (stop, stopped) = watch::channel(false);
+        let accepting = tokio::spawn(accept(listener, router(site), stopped));
+        Ok(Server {
+            address,
+            stop,
+            accepting,
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Accepts nothing more and lets answers under way end, for a while.
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = tokio::time::timeout(DRAIN, self.accepting).await;
+    }
+}
+
+async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = tokio::select! {
+            _ = stopped.changed() => break,
+            place = Arc::clone(&places).acquire_owned() => place,
+        };
+        let accepted = tokio::select! {
+            _ = stopped.changed() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let router = router.clone();
+                let stopped = stopped.clone();
+                tokio::spawn(async move {
+                    connection(stream, peer, router, stopped).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: connections that end free some.
+                tracing::warn!(%error, "accepting an HTTP connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    let _ = places
+        .acquire_many(u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX))
+        .await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(Peer(peer));
+        tower::ServiceExt::oneshot(router.clone(), request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, %error, "HTTP connection ended");
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy)]
+struct Peer(SocketAddr);
+
+fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/boot.ipxe", get(boot_script))
+        .route("/loader/{*name}", get(loader))
+        .route("/files/{*name}", get(file))
+        .with_state(site)
+}
+
+/// What a machine says of itself in the script's URL.
+#[derive(Debug, Default, Deserialize)]
+struct Asker {
+    mac: Option<String>,
+    uuid: Option<String>,
+    serial: Option<String>,
+}
+
+async fn boot_script(State(site): State<Arc<Site>>, Query(asker): Query<Asker>) -> Response<Body> {
+    // Enrolling and preparing write to the store, and wait for it.
+    let answer = tokio::task::spawn_blocking(move || script_for(&site, &asker)).await;
+    match answer {
+        Ok(Ok(text)) => text_response(StatusCode::OK, text),
+        Ok(Err(error @ inventory::Error::Invalid(_))) => {
+            text_response(StatusCode::BAD_REQUEST, format!("{error}\n"))
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%error, "making a boot script");
+            text_response(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n"))
+        }
+        Err(error) => {
+            tracing::error!(%error, "making a boot script");
+            text_response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "something broke here\n".into(),
+            )
+        }
+    }
+}
+
+fn script_for(site: &Site, asker: &Asker) -> inventory::Result<String> {
+    let filled = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
+    let mac = filled(&asker.mac)
+        .map(|text| parse_mac(&text))
+        .transpose()?;
+    // iPXE prints what the SMBIOS table holds with the byte order of its first
+    // three fields turned; option 97 and our facts have it as the table does.
+    let uuid = filled(&asker.uuid)
+        .and_then(|text| uuid::Uuid::parse_str(&text).ok())
+        .map(|uuid| uuid.to_bytes_le());
+    let serial = filled(&asker.serial);
+    let machine = match mac {
+        Some(mac) => Some(site.inventory.enrol(mac, uuid, serial.as_deref())?),
+        None if uuid.is_none() && serial.is_none() => None,
+        None => site.inventory.find(&Identity {
+            mac: None,
+            uuid,
+            serial,
+        })?,
+    };
+    match machine {
+        Some(machine) => script_of(site, &machine),
+        None => Ok(script::who_are_you(&site.doors)),
+    }
+}
+
+/// The script of one machine: prepares its next boot generation where it can
+/// boot, which harms nothing that runs.
+fn script_of(site: &Site, machine: &Machine) -> inventory::Result<String> {
+    let mac = machine.mac.to_string();
+    let again = site.script_url(machine.mac);
+    let wait = |reason, words: &str| {
+        let pause = with_jitter(site.retry);
+        Ok(script::waiting(
+            reason,
+            &machine.name,
+            &mac,
+            words,
+            &again,
+            pause,
+        ))
+    };
+    let assignment = match plan(machine) {
+        BootPlan::Unknown => {
+            site.timeline.record(
+                machine.mac,
+                Stage::ScriptSent,
+                "it is pending: told so on its screen",
+            );
+            return wait(Waiting::Unknown, "");
+        }
+        BootPlan::Unassigned => {
+            site.timeline.record(
+                machine.mac,
+                Stage::ScriptSent,
+                "nothing is assigned: told so on its screen",
+            );
+            return wait(Waiting::Unassigned, "");
+        }
+        BootPlan::Clone(assignment) => assignment,
+    };
+    if let Err(error) = site.inventory.image(&assignment.image) {
+        let words = error.to_string();
+        site.timeline
+            .record(machine.mac, Stage::Problem, words.clone());
+        return wait(Waiting::Trouble, &words);
+    }
+    let prepared = site.inventory.prepare_generation(machine.id)?;
+    let mode = match assignment.mode {
+        OverlayMode::Reset => "reset",
+        OverlayMode::Keep => "keep",
+    };
+    let boot = SanBoot {
+        machine: &machine.name,
+        disk: &format!("{}, {mode}", assignment.image),
+        target: &site.target_name(machine),
+        initiator: &site.initiator_name(machine),
+        chap_name: &inventory::chap_name(machine, prepared.number),
+        secret: &prepared.secret,
+    };
+    site.timeline.record(
+        machine.mac,
+        Stage::ScriptSent,
+        format!("{}, boot generation {}", boot.disk, prepared.number),
+    );
+    Ok(script::san_boot(
+        &site.doors,
+        &boot,
+        &again,
+        with_jitter(site.retry),
+    ))
+}
+
+/// `pause` to twice `pause`, so that a room of PCs does not ask in one voice.
+fn with_jitter(pause: Duration) -> Duration {
+    let share = getrandom::u32().unwrap_or_default();
+    pause + pause.mul_f64(f64::from(share) / f64::from(u32::MAX))
+}
+
+async fn loader(
+    State(site): State<Arc<Site>>,
+    Path(name): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+    request: Request,
+) -> Response<Body> {
+    let opened = site.loaders.open(&name);
+    let sent = send(opened, &method, &headers, &name);
+    note(&site, &request, &sent, Stage::LoaderSent, &name);
+    sent
+}
+
+async fn file(
+    State(site): State<Arc<Site>>,
+    Path(name): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+    request: Request,
+) -> Response<Body> {
+    let opened = loaders::open_below(std::slice::from_ref(&site.files), &name);
+    let sent = send(opened, &method, &headers, &name);
+    note(&site, &request, &sent, Stage::FileSent, &name);
+    sent
+}
+
+fn send(
+    opened: io::Result<std::fs::File>,
+    method: &Method,
+    headers: &HeaderMap,
+    name: &str,
+) -> Response<Body> {
+    match opened.and_then(|file| ranges::respond(method, headers, file, name)) {
+        Ok(response) => response,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            text_response(StatusCode::NOT_FOUND, "there is no such file here\n".into())
+        }
+        Err(error) => {
+            tracing::warn!(name, %error, "sending a file");
+            text_response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the file cannot be read\n".into(),
+            )
+        }
+    }
+}
+
+/// An entry in the timeline for a whole file, and for one that is not there;
+/// the thousands of ranges of an ISO are not worth one each.
+fn note(site: &Site, request: &Request, sent: &Response<Body>, stage: Stage, name: &str) {
+    let Some(mac) = mac_of(site, request) else {
+        return;
+    };
+    match sent.status() {
+        StatusCode::OK if request.method() == Method::GET => {
+            site.timeline
+                .record(mac, stage, format!("{name} over HTTP"));
+        }
+        StatusCode::NOT_FOUND => {
+            site.timeline.record(
+                mac,
+                Stage::Refused,
+                format!("{name}: there is no such file for HTTP"),
+            );
+        }
+        _ => {}
+    }
+}
+
+fn mac_of(site: &Site, request: &Request) -> Option<Mac> {
+    let Peer(peer) = request.extensions().get::<Peer>()?;
+    site.addresses.mac_of(peer.ip())
+}
+
+fn text_response(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    // A script holds a secret and is made for one moment.
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

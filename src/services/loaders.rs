@@ -1,0 +1,107 @@
+//! Where loader files are found: the user's directory first, then where
+//! distributions put iPXE.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Directories that Debian, Ubuntu, Fedora, SUSE and Arch install iPXE into.
+const SYSTEM_DIRECTORIES: [&str; 4] = [
+    "/usr/lib/ipxe",
+    "/usr/share/ipxe",
+    "/usr/share/ipxe/x86_64",
+    "/usr/lib/ipxe/qemu",
+];
+
+/// The loader files of this server.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaders {
+    directories: Vec<PathBuf>,
+}
+
+impl Loaders {
+    /// The user's directory, where there is one, before the system's.
+    pub(crate) fn new(own: Option<&Path>) -> Loaders {
+        let mut directories: Vec<PathBuf> = own.map(Path::to_owned).into_iter().collect();
+        directories.extend(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
+        Loaders { directories }
+    }
+
+    /// The directories, in the order they are searched.
+    pub(crate) fn directories(&self) -> &[PathBuf] {
+        &self.directories
+    }
+
+    /// Whether a loader of this name is there.
+    pub(crate) fn is_installed(&self, name: &str) -> bool {
+        self.open(name).is_ok()
+    }
+
+    /// Opens a loader by its relative name; `NotFound` for anything that is
+    /// not a regular file below one of the directories.
+    pub(crate) fn open(&self, name: &str) -> io::Result<File> {
+        open_below(&self.directories, name)
+    }
+}
+
+/// Opens the regular file `name` below the first of `directories` that has
+/// it. A name with `..`, a backslash, NUL or an empty part is not found;
+/// links that the administrator put there are followed.
+pub(crate) fn open_below(directories: &[PathBuf], name: &str) -> io::Result<File> {
+    let not_found = || io::Error::from(io::ErrorKind::NotFound);
+    let is_plain = |part: &str| {
+        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0'])
+    };
+    if !name.split('/').all(is_plain) {
+        return Err(not_found());
+    }
+    for directory in directories {
+        let path = directory.join(name);
+        // Looked at before it is opened: opening a FIFO would wait.
+        if std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            return File::open(path);
+        }
+    }
+    Err(not_found())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_directory_goes_before_the_systems() {
+        let own = tempfile::tempdir().unwrap();
+        std::fs::write(own.path().join("undionly.kpxe"), b"mine").unwrap();
+        let loaders = Loaders::new(Some(own.path()));
+        let text = io::read_to_string(loaders.open("undionly.kpxe").unwrap()).unwrap();
+        assert_eq!(text, "mine");
+    }
+
+    #[test]
+    fn a_name_cannot_leave_its_directory() {
+        let own = tempfile::tempdir().unwrap();
+        let inner = own.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        std::fs::write(own.path().join("secret"), b"x").unwrap();
+        for name in [
+            "../secret",
+            "/secret",
+            "a/../../secret",
+            "",
+            ".",
+            "..\\secret",
+            "x\0",
+        ] {
+            let error = open_below(std::slice::from_ref(&inner), name).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_is_not_a_file() {
+        let own = tempfile::tempdir().unwrap();
+        std::fs::create_dir(own.path().join("d")).unwrap();
+        assert!(open_below(&[own.path().to_owned()], "d").is_err());
+    }
+}

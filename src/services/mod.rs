@@ -1,0 +1,71 @@
+//! DOORS: each engine's question answered from facts and decisions.
+//!
+//! One [`Site`] stands behind all of them, so that they cannot disagree about
+//! what a machine boots.
+
+mod addresses;
+pub(crate) mod dhcp;
+pub(crate) mod http;
+pub(crate) mod iscsi;
+pub(crate) mod loaders;
+mod ranges;
+pub(crate) mod tftp;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::boot::script::Doors;
+use crate::inventory::{Inventory, Machine};
+use crate::timeline::Timeline;
+
+pub(crate) use addresses::Addresses;
+pub(crate) use loaders::Loaders;
+
+/// What every door knows of this site.
+pub(crate) struct Site {
+    /// Facts.
+    pub(crate) inventory: Arc<Inventory>,
+    /// What happened.
+    pub(crate) timeline: Arc<Timeline>,
+    /// Loader files.
+    pub(crate) loaders: Loaders,
+    /// Which MAC has which address, as far as we have seen it.
+    pub(crate) addresses: Addresses,
+    /// Where machines reach us.
+    pub(crate) doors: Doors,
+    /// IQN up to the colon before a machine's name.
+    pub(crate) target_prefix: String,
+    /// Files of the user's, served below `/files/`.
+    pub(crate) files: PathBuf,
+    /// How long a machine that could not boot waits before it asks again, at
+    /// least; jitter comes on top.
+    pub(crate) retry: Duration,
+}
+
+impl Site {
+    /// The target that holds a machine's disk.
+    pub(crate) fn target_name(&self, machine: &Machine) -> String {
+        format!("{}:{}", self.target_prefix, machine.name)
+    }
+
+    /// The name under which a machine logs in. Names of machines have no dot,
+    /// so no machine's initiator is another machine's target.
+    pub(crate) fn initiator_name(&self, machine: &Machine) -> String {
+        format!("{}:{}.initiator", self.target_prefix, machine.name)
+    }
+
+    /// The machine's name in a target's name, if it is one of ours.
+    pub(crate) fn machine_in<'a>(&self, target: &'a str) -> Option<&'a str> {
+        target.strip_prefix(&self.target_prefix)?.strip_prefix(':')
+    }
+
+    /// Where the machine with this MAC fetches its boot script.
+    pub(crate) fn script_url(&self, mac: ::dhcp::Mac) -> String {
+        let [a, b, c, d, e, f] = mac.0;
+        format!(
+            "{}/boot.ipxe?mac={a:02x}-{b:02x}-{c:02x}-{d:02x}-{e:02x}-{f:02x}",
+            self.doors.http
+        )
+    }
+}
