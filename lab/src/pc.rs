@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
@@ -12,6 +13,9 @@ use crate::{Console, Deadline, Lan};
 /// UEFI's code and its empty variable store (package `ovmf`).
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// Between two keys typed to iPXE.
+const KEY_PAUSE: Duration = Duration::from_millis(100);
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -198,10 +202,13 @@ impl Power<'_> {
         self.console()
             .wait_for("Press Ctrl-B for the iPXE command line", deadline)?;
         self.console().send("\u{2}")?;
-        self.console().wait_for("iPXE>", deadline)?;
         for command in commands {
-            self.console().send(&format!("{command}\r"))?;
-            deadline.pause()?;
+            self.console().wait_for("iPXE>", deadline)?;
+            // iPXE polls an unbuffered UART: keys that come faster are lost.
+            for key in command.chars().chain(['\r']) {
+                self.console().send(key.encode_utf8(&mut [0; 4]))?;
+                std::thread::sleep(KEY_PAUSE);
+            }
         }
         Ok(())
     }
