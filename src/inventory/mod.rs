@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 pub(crate) use disk::overlay::OverlayMode;
 pub(crate) use generation::{Generations, Prepared, Switch, chap_name, parse_chap_name};
-pub(crate) use image::{Image, ImageRef};
+pub(crate) use image::{Image, ImageRef, hex};
 pub(crate) use import::{Import, ImportRequest, ImportState};
 pub(crate) use machine::{
     Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, mode_of_word,

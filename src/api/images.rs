@@ -1,0 +1,114 @@
+//! `/images`: golden images and their versions.
+
+use axum::Json;
+use axum::extract::State;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::error::Path;
+use super::{Api, ApiError, ErrorBody};
+use crate::inventory::{self, ImageRef, hex};
+
+/// One version of an image.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Image {
+    /// Shared by its versions.
+    pub(crate) name: String,
+    /// From 1.
+    pub(crate) version: u32,
+    /// Whether it is the one meant by the name alone.
+    pub(crate) current: bool,
+    /// Of this version.
+    #[schema(value_type = String, format = "uuid")]
+    pub(crate) uuid: Uuid,
+    /// Size of the disk.
+    pub(crate) size_bytes: u64,
+    /// What it takes of the file system.
+    pub(crate) stored_bytes: u64,
+    /// Version it was committed from, if it was.
+    pub(crate) parent: Option<u32>,
+    /// Of the whole content, in hex.
+    pub(crate) sha256: String,
+    /// The operator's words.
+    pub(crate) comment: String,
+    /// When it was published.
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) created: Timestamp,
+}
+
+/// Lists every version of every image, by name and version.
+#[utoipa::path(get, path = "/images", tag = "images", operation_id = "list_images",
+    responses((status = 200, body = Vec<Image>)))]
+pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Image>>, ApiError> {
+    api.work(|api| {
+        let images = api.inventory.images();
+        Ok(Json(images.iter().map(|image| shown(api, image)).collect()))
+    })
+    .await
+}
+
+/// Shows one version of an image.
+#[utoipa::path(get, path = "/images/{image}", tag = "images", operation_id = "show_image",
+    params(("image" = String, Path, description = "NAME (its current version) or NAME@VERSION")),
+    responses((status = 200, body = Image), (status = 404, body = ErrorBody)))]
+pub(super) async fn show(
+    State(api): State<Api>,
+    Path(image): Path<String>,
+) -> Result<Json<Image>, ApiError> {
+    api.work(move |api| {
+        let image = api.inventory.image(&ImageRef::parse(&image)?)?;
+        Ok(Json(shown(api, &image)))
+    })
+    .await
+}
+
+/// Removes one version of an image, or all. One in use is refused.
+#[utoipa::path(delete, path = "/images/{image}", tag = "images", operation_id = "remove_image",
+    params(("image" = String, Path, description = "NAME (every version) or NAME@VERSION")),
+    responses((status = 200, description = "what was removed", body = Vec<Image>),
+        (status = 404, body = ErrorBody),
+        (status = 409, description = "a machine or an overlay uses it", body = ErrorBody)))]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    Path(image): Path<String>,
+) -> Result<Json<Vec<Image>>, ApiError> {
+    api.work(move |api| {
+        let meant = ImageRef::parse(&image)?;
+        let before: Vec<Image> = list_of(api, &meant);
+        let removed = api.inventory.remove_image(&meant)?;
+        for image in &removed {
+            tracing::info!(%image, "removed");
+        }
+        let was_removed = |shown: &Image| removed.iter().any(|removed| removed.uuid == shown.uuid);
+        Ok(Json(before.into_iter().filter(was_removed).collect()))
+    })
+    .await
+}
+
+/// The versions of an image as they are shown.
+fn list_of(api: &Api, meant: &ImageRef) -> Vec<Image> {
+    let images = api.inventory.images();
+    let named = images.iter().filter(|image| image.name == meant.name);
+    named.map(|image| shown(api, image)).collect()
+}
+
+pub(super) fn shown(api: &Api, image: &inventory::Image) -> Image {
+    let current = api.inventory.image(&ImageRef {
+        name: image.name.clone(),
+        version: None,
+    });
+    Image {
+        name: image.name.to_string(),
+        version: image.version,
+        current: current.is_ok_and(|current| current.uuid == image.uuid),
+        uuid: image.uuid,
+        size_bytes: image.size_bytes,
+        stored_bytes: image.stored_bytes(),
+        parent: image.parent,
+        sha256: hex(&image.sha256),
+        comment: image.comment.clone(),
+        created: image.created,
+    }
+}

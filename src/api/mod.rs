@@ -1,0 +1,174 @@
+//! REST, one file per noun, described once (`openapi.json`).
+//!
+//! `/api/v1/machines`, `images`, `imports`, `overlays`, `leases`, `sessions`,
+//! `status`. The same types are the bodies here and what the command line reads.
+//! A refusal is `{ "error": "one sentence" }` with the status code that fits.
+//!
+//! Whoever reaches the API may do everything the program may: it stands on a
+//! Unix socket (`server`), and on a loopback address where the site asks for it.
+
+mod error;
+pub(crate) mod images;
+pub(crate) mod imports;
+pub(crate) mod leases;
+pub(crate) mod machines;
+pub(crate) mod overlays;
+mod server;
+pub(crate) mod sessions;
+pub(crate) mod status;
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::routing::get;
+use jiff::Timestamp;
+use utoipa::OpenApi as _;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use crate::inventory::Inventory;
+use crate::timeline::Timeline;
+
+pub(crate) use error::{ApiError, ErrorBody};
+pub(crate) use server::{Listeners, Server};
+
+/// What the API answers from.
+#[derive(Clone)]
+pub(crate) struct Api {
+    /// Facts.
+    pub(crate) inventory: Arc<Inventory>,
+    /// What happened.
+    pub(crate) timeline: Arc<Timeline>,
+    /// What is so at this moment.
+    pub(crate) live: Arc<dyn Live>,
+}
+
+/// What the running services know. Every method may wait for a lock, none for a
+/// machine, but for `close_machine`; called on threads that may wait.
+pub(crate) trait Live: Send + Sync + 'static {
+    /// The server itself.
+    fn status(&self) -> LiveStatus;
+
+    /// The iSCSI sessions, oldest first.
+    fn sessions(&self) -> Vec<LiveSession>;
+
+    /// Whether a machine has sessions.
+    fn machine_in_use(&self, machine: Uuid) -> bool;
+
+    /// Ends a machine's sessions and closes its disk, also one that stays open
+    /// for a while after the last session. Returns when the disk is closed.
+    fn close_machine(&self, machine: Uuid);
+}
+
+/// The server itself, as it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveStatus {
+    /// Since it was started.
+    pub(crate) uptime: Duration,
+    /// Interface served.
+    pub(crate) interface: String,
+    /// `observe`, `proxy` or `full`.
+    pub(crate) dhcp_mode: String,
+    /// Where it listens.
+    pub(crate) doors: Vec<Door>,
+    /// Other DHCP servers that answered on this LAN.
+    pub(crate) foreign_dhcp_servers: Vec<Ipv4Addr>,
+}
+
+/// One place where the server listens.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    /// `dhcp`, `tftp`, `http`, `iscsi`, `api`.
+    pub(crate) service: String,
+    /// Address with port, URL, or path of a socket.
+    pub(crate) address: String,
+}
+
+/// One iSCSI session, as it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveSession {
+    /// Whose.
+    pub(crate) machine: Option<Uuid>,
+    /// Boot generation it proved.
+    pub(crate) generation: Option<u64>,
+    /// InitiatorName.
+    pub(crate) initiator: String,
+    /// TargetName.
+    pub(crate) target: String,
+    /// The machine's address and port.
+    pub(crate) peer: String,
+    /// When it was established.
+    pub(crate) since: Timestamp,
+    /// SCSI commands answered.
+    pub(crate) commands: u64,
+    /// Payload sent to the machine.
+    pub(crate) read_bytes: u64,
+    /// Payload received from it.
+    pub(crate) written_bytes: u64,
+}
+
+/// Where the API begins in a URL.
+pub(crate) const PREFIX: &str = "/api/v1";
+
+#[derive(utoipa::OpenApi)]
+#[openapi(info(
+    title = "diskless",
+    description = "Boots PCs that have no disk. What is refused is answered with \
+                   `{ \"error\": \"one sentence\" }`."
+))]
+struct Description;
+
+impl Api {
+    /// Every path, with what it answers.
+    pub(crate) fn router(self) -> Router {
+        let (router, description) = described();
+        router
+            .route(
+                &format!("{PREFIX}/openapi.json"),
+                get(|| async { axum::Json(description) }),
+            )
+            .fallback(error::no_such_path)
+            .method_not_allowed_fallback(error::no_such_method)
+            .with_state(self)
+    }
+
+    /// Runs what waits for a disk or a lock on a thread that may.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Api) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let api = self.clone();
+        match tokio::task::spawn_blocking(move || work(&api)).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!(%error, "an API call ended without an answer");
+                Err(ApiError::internal("the server failed inside: see its log"))
+            }
+        }
+    }
+}
+
+/// The paths and their description.
+fn described() -> (Router<Api>, OpenApi) {
+    let nouns = OpenApiRouter::new()
+        .routes(routes!(machines::list, machines::add))
+        .routes(routes!(machines::show, machines::set, machines::remove))
+        .routes(routes!(machines::timeline))
+        .routes(routes!(images::list))
+        .routes(routes!(images::show, images::remove))
+        .routes(routes!(imports::list, imports::start))
+        .routes(routes!(imports::show, imports::cancel))
+        .routes(routes!(overlays::list))
+        .routes(routes!(overlays::remove))
+        .routes(routes!(leases::list))
+        .routes(routes!(sessions::list))
+        .routes(routes!(status::show));
+    let mut router = OpenApiRouter::with_openapi(Description::openapi()).nest(PREFIX, nouns);
+    // Changes with every release; the description should not.
+    router.get_openapi_mut().info.version = "1".to_owned();
+    router.split_for_parts()
+}
