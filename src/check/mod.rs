@@ -15,7 +15,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use dhcp::InterfaceConfig;
 use serde::Serialize;
 
 use crate::config::{Config, DhcpMode};
@@ -157,7 +156,10 @@ pub(crate) fn run(
             Err(finding) => findings.push(finding),
             Ok(chosen) => {
                 findings.extend(network::judge(&chosen, &interfaces));
-                let addresses = output("ip", &["-4", "-o", "addr", "show", "dev", &chosen.name]);
+                let addresses = output(
+                    "ip",
+                    &["-4", "-o", "addr", "show", "dev", &chosen.interface],
+                );
                 findings.extend(pool::judge(
                     &config.dhcp,
                     &chosen,
@@ -166,7 +168,7 @@ pub(crate) fn run(
                 let doors = doors(config, chosen.address);
                 findings.extend(privileges::look(&doors));
                 findings.extend(ports::look(&doors));
-                findings.extend(firewall::look(&doors, &chosen.name));
+                findings.extend(firewall::look(&doors, &chosen.interface));
             }
         },
     }
@@ -183,13 +185,24 @@ pub(crate) fn run(
 }
 
 /// The interface and address that `config` means on this machine.
-pub(crate) fn interface(config: &Config) -> anyhow::Result<InterfaceConfig> {
+pub(crate) fn interface(config: &Config) -> anyhow::Result<Served> {
     let interfaces = dhcp::interfaces()?;
     network::choose(&config.network, &interfaces)
         .map_err(|finding| anyhow::anyhow!("{}; {}", finding.what, finding.what_to_do))
 }
 
-/// A port that machines, or commands, come in through.
+/// Where machines are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Served {
+    /// The interface of their LAN.
+    pub(crate) interface: String,
+    /// Our address there.
+    pub(crate) address: Ipv4Addr,
+    /// The mask of its network.
+    pub(crate) netmask: Ipv4Addr,
+}
+
+/// A port that machines come in through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Door {
     /// What for.

@@ -2,18 +2,15 @@
 
 use std::net::Ipv4Addr;
 
-use dhcp::{Interface, InterfaceConfig, InterfaceKind};
+use dhcp::{Interface, InterfaceKind};
 
-use super::Finding;
+use super::{Finding, Served};
 use crate::config::Network;
 
 /// The interface and address to serve: the one that was named, or the only
 /// one that can be meant. Nothing is guessed: a DHCP server on the wrong LAN
 /// is somebody else's bad day.
-pub(super) fn choose(
-    network: &Network,
-    interfaces: &[Interface],
-) -> Result<InterfaceConfig, Finding> {
+pub(super) fn choose(network: &Network, interfaces: &[Interface]) -> Result<Served, Finding> {
     let interface = match &network.interface {
         Some(name) => named(name, interfaces)?,
         None => only(network, interfaces)?,
@@ -51,18 +48,18 @@ pub(super) fn choose(
                 )
             })?,
     };
-    Ok(InterfaceConfig {
-        name: name.clone(),
+    Ok(Served {
+        interface: name.clone(),
         address,
         netmask,
     })
 }
 
 /// What may be wrong with the interface chosen.
-pub(super) fn judge(chosen: &InterfaceConfig, interfaces: &[Interface]) -> Vec<Finding> {
+pub(super) fn judge(chosen: &Served, interfaces: &[Interface]) -> Vec<Finding> {
     let Some(interface) = interfaces
         .iter()
-        .find(|interface| interface.name == chosen.name)
+        .find(|interface| interface.name == chosen.interface)
     else {
         return Vec::new();
     };
@@ -220,7 +217,7 @@ mod tests {
     fn the_only_wired_interface_is_meant() {
         let chosen = choose(&wish(None, None), &usual()).unwrap();
         assert_eq!(
-            (chosen.name.as_str(), chosen.address),
+            (chosen.interface.as_str(), chosen.address),
             ("eth0", Ipv4Addr::new(192, 168, 1, 10))
         );
         assert_eq!(chosen.netmask, MASK);
@@ -240,7 +237,7 @@ mod tests {
             "{finding}"
         );
         let chosen = choose(&wish(None, Some([10, 0, 0, 1])), &interfaces).unwrap();
-        assert_eq!(chosen.name, "eth1", "its address says which");
+        assert_eq!(chosen.interface, "eth1", "its address says which");
     }
 
     #[test]
@@ -251,7 +248,10 @@ mod tests {
             is_up: false,
             ..interface("eth2", InterfaceKind::Wired, &[[10, 0, 0, 1]])
         });
-        assert_eq!(choose(&wish(None, None), &interfaces).unwrap().name, "eth0");
+        assert_eq!(
+            choose(&wish(None, None), &interfaces).unwrap().interface,
+            "eth0"
+        );
     }
 
     #[test]

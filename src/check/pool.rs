@@ -2,14 +2,12 @@
 
 use std::net::Ipv4Addr;
 
-use dhcp::InterfaceConfig;
-
-use super::Finding;
+use super::{Finding, Served};
 use crate::config::{Dhcp, DhcpMode};
 
 /// Compares `[dhcp]` with the interface served. `addresses` is what
 /// `ip -4 -o addr show` says of it; empty when nobody knows.
-pub(super) fn judge(dhcp: &Dhcp, chosen: &InterfaceConfig, addresses: &str) -> Vec<Finding> {
+pub(super) fn judge(dhcp: &Dhcp, chosen: &Served, addresses: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     if dhcp.mode != DhcpMode::Full {
         if !dhcp.pool.is_empty() {
@@ -37,7 +35,7 @@ pub(super) fn judge(dhcp: &Dhcp, chosen: &InterfaceConfig, addresses: &str) -> V
             findings.push(Finding::error(
                 format!(
                     "{range} is not inside {subnet}, the network of {}",
-                    chosen.name
+                    chosen.interface
                 ),
                 format!(
                     "choose a range of that network, as in {}",
@@ -80,7 +78,7 @@ pub(super) fn judge(dhcp: &Dhcp, chosen: &InterfaceConfig, addresses: &str) -> V
         findings.push(Finding::warning(
             format!(
                 "dhcp.mode is \"full\" and {} has its own address {} from a DHCP server: there is another one on this LAN",
-                chosen.name, chosen.address
+                chosen.interface, chosen.address
             ),
             "set dhcp.mode = \"proxy\" to work beside it; or turn that server off and give this interface a fixed address",
         ));
@@ -154,9 +152,9 @@ mod tests {
         Ipv4Addr::new(192, 168, 1, last)
     }
 
-    fn chosen() -> InterfaceConfig {
-        InterfaceConfig {
-            name: "eth1".to_owned(),
+    fn chosen() -> Served {
+        Served {
+            interface: "eth1".to_owned(),
             address: lan(10),
             netmask: Ipv4Addr::new(255, 255, 255, 0),
         }
@@ -213,7 +211,7 @@ mod tests {
     #[test]
     fn full_without_a_pool_suggests_one_that_fits() {
         assert!(said(&full(&[])).contains("[\"192.168.1.128-192.168.1.254\"]"));
-        let small = InterfaceConfig {
+        let small = Served {
             address: lan(200),
             ..chosen()
         };
@@ -232,7 +230,7 @@ mod tests {
             let netmask = Ipv4Addr::from(u32::MAX << (32 - bits));
             judge(
                 &full(&[]),
-                &InterfaceConfig {
+                &Served {
                     netmask,
                     ..chosen()
                 },
@@ -241,7 +239,7 @@ mod tests {
         }
         judge(
             &full(&[]),
-            &InterfaceConfig {
+            &Served {
                 netmask: Ipv4Addr::UNSPECIFIED,
                 ..chosen()
             },
@@ -250,10 +248,10 @@ mod tests {
         let last = Ipv4Addr::BROADCAST;
         judge(
             &full(&[]),
-            &InterfaceConfig {
+            &Served {
                 netmask: last,
                 address: last,
-                name: String::new(),
+                interface: String::new(),
             },
             "",
         );

@@ -98,6 +98,9 @@ fn judge(door: &Door, holder: &Holder) -> Finding {
         ("in.tftpd" | "tftpd" | "atftpd" | "inetd" | "xinetd", false) => {
             "stop that TFTP server, or set tftp.enabled = false".to_owned()
         }
+        (_, false) if door.key == "tftp.port" => {
+            "stop it, or set tftp.enabled = false: firmware knows no other port".to_owned()
+        }
         ("tgtd" | "iscsi_tgt" | "istgt", false) => {
             format!("stop it, or choose another port with {}", door.key)
         }

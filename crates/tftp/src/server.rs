@@ -64,9 +64,9 @@ pub struct Limits {
     pub transfers_per_client: usize,
     /// Largest block granted, in bytes. 1468 fits an Ethernet frame of 1500;
     /// less is needed behind a VPN or PPPoE.
-    pub block_bytes: u16,
+    pub max_block_bytes: u16,
     /// Largest window granted, in blocks (1 to 64).
-    pub window_blocks: u16,
+    pub max_window_blocks: u16,
 }
 
 impl Default for Limits {
@@ -74,8 +74,8 @@ impl Default for Limits {
         Limits {
             transfers: 256,
             transfers_per_client: 16,
-            block_bytes: ETHERNET_BLOCK_BYTES,
-            window_blocks: MAX_WINDOW_BLOCKS,
+            max_block_bytes: ETHERNET_BLOCK_BYTES,
+            max_window_blocks: MAX_WINDOW_BLOCKS,
         }
     }
 }
@@ -477,8 +477,8 @@ impl Errand {
             }
         };
         let caps = Caps {
-            block_bytes: self.shared.limits.block_bytes,
-            window_blocks: self.shared.limits.window_blocks,
+            block_bytes: self.shared.limits.max_block_bytes,
+            window_blocks: self.shared.limits.max_window_blocks,
         };
         let terms = Terms::negotiate(&ask.options, source.size_bytes(), caps);
         let mut transfer = Transfer::new(terms, source.size_bytes(), Instant::now());

@@ -554,7 +554,7 @@ async fn names_that_climb_are_not_found_and_never_asked_for() {
 #[tokio::test]
 async fn a_file_that_shrank_ends_with_an_error() {
     let lab = Lab::new(Limits {
-        window_blocks: 1,
+        max_window_blocks: 1,
         ..Limits::default()
     });
     let mut client = Client::new().await;
