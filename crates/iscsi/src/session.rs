@@ -362,13 +362,18 @@ impl<'t> Session<'t> {
         }
         let mut task = Task::new(pdu.itt, pdu.lun, (unit, nexus), work, pdu.expected_bytes);
         let offered = if pdu.writes { pdu.expected_bytes } else { 0 };
-        if task.wanted > offered || (pdu.reads && pdu.writes) {
-            let refusal = Refusal {
-                sense: Sense::INVALID_FIELD_IN_COMMAND_IU,
-                wanted: Some(task.wanted),
-            };
-            self.fail(&answered, refusal, unit.sense_format(), out);
-            return Next::Continue;
+        match unit.fit(&work, u64::from(offered)) {
+            Some(takes) if !(pdu.reads && pdu.writes) => {
+                task.wanted = u32::try_from(takes).unwrap_or(u32::MAX);
+            }
+            _ => {
+                let refusal = Refusal {
+                    sense: Sense::INVALID_FIELD_IN_COMMAND_IU,
+                    wanted: Some(task.wanted),
+                };
+                self.fail(&answered, refusal, unit.sense_format(), out);
+                return Next::Continue;
+            }
         }
         self.bytes_written += u64::try_from(data.len()).unwrap_or(0);
         task.take(data);

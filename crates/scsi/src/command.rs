@@ -85,6 +85,13 @@ pub enum Command {
         /// Parameter list length.
         list_bytes: u16,
     },
+    /// GET LBA STATUS.
+    GetLbaStatus {
+        /// First block asked about.
+        lba: u64,
+        /// Allocation length.
+        allocation: u32,
+    },
     /// REPORT LUNS.
     ReportLuns {
         /// SELECT REPORT.
@@ -257,6 +264,10 @@ impl Cdb {
             }
             0x9e => match cdb[1] & 0x1f {
                 0x10 => Command::ReadCapacity16 {
+                    allocation: self.u32_at(10),
+                },
+                0x12 => Command::GetLbaStatus {
+                    lba: self.blocks().lba,
                     allocation: self.u32_at(10),
                 },
                 _ => return Err(Sense::INVALID_OPCODE),

@@ -65,6 +65,17 @@ pub(crate) fn parse_unmap(list: &[u8], block_count: u64) -> Result<Vec<UnmapRang
     Ok(ranges)
 }
 
+/// The data of GET LBA STATUS: everything from `lba` on is "mapped or
+/// unknown" (SBC-4 table 60), for no disk is asked what it holds.
+pub(crate) fn lba_status(lba: u64, block_count: u64) -> Vec<u8> {
+    let mut data = vec![0, 0, 0, 20, 0, 0, 0, 0]; // parameter data length
+    let blocks = u32::try_from(block_count - lba).unwrap_or(u32::MAX);
+    data.extend_from_slice(&lba.to_be_bytes());
+    data.extend_from_slice(&blocks.to_be_bytes());
+    data.extend_from_slice(&[0, 0, 0, 0]); // provisioning status: mapped or unknown
+    data
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,11 +11,11 @@ use disk::{Access, Durability, Geometry, Segment, SharedDisk};
 
 use crate::attention::{Attentions, Nexus};
 use crate::command::{Blocks, Command, Compare};
-use crate::provisioning::{max_write_same_blocks, parse_unmap};
+use crate::provisioning::{lba_status, max_write_same_blocks, parse_unmap};
 use crate::{Identity, Sense, SenseFormat, inquiry, mode, opcodes, truncated};
 
 /// MAXIMUM TRANSFER LENGTH: the most one READ, WRITE or VERIFY moves.
-pub const MAX_TRANSFER_BYTES: u64 = 16 << 20;
+pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
 /// How much a long command does before it looks whether it was called off.
 const STEP_BYTES: u64 = 1 << 20;
 /// UNMAP, WRITE SAME and VERIFY up to this size are done at once.
@@ -239,7 +239,29 @@ impl LogicalUnit {
                     ..plain
                 })
             }
+            Command::GetLbaStatus { lba, .. } if lba >= self.block_count() => {
+                Err(Sense::LBA_OUT_OF_RANGE)
+            }
             _ => Ok(plain),
+        }
+    }
+
+    /// How much data-out a command takes when the initiator offers `offered`
+    /// bytes; `None` refuses (5/0E/03). Short of its length, a write takes
+    /// the whole blocks there are.
+    pub fn fit(&self, work: &Work, offered: u64) -> Option<u64> {
+        let wanted = match work.data_out {
+            DataOut::None => return Some(0),
+            DataOut::Streamed(bytes) | DataOut::Gathered(bytes) => bytes,
+        };
+        match work.command {
+            // Exactly one block, no more and no less.
+            Command::WriteSame { .. } => (offered == wanted).then_some(wanted),
+            Command::Write { .. } | Command::WriteAndVerify { .. } => match offered < wanted {
+                true => Some(offered - offered % self.block_bytes()),
+                false => Some(wanted),
+            },
+            _ => (offered >= wanted).then_some(wanted),
         }
     }
 
@@ -317,6 +339,9 @@ impl LogicalUnit {
             }
             Command::ReadCapacity10 => Ok(self.capacity10()),
             Command::ReadCapacity16 { allocation } => Ok(truncated(self.capacity16(), allocation)),
+            Command::GetLbaStatus { lba, allocation } => {
+                Ok(truncated(lba_status(lba, self.block_count()), allocation))
+            }
             Command::ReportSupportedOpcodes(asked) => opcodes::report(&asked, self.disk.is_thin()),
             Command::Write { fua, .. } => self.flush_if(fua),
             Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true),

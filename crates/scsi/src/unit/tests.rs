@@ -250,7 +250,7 @@ fn a_transfer_over_the_limit_is_refused() {
     let lab = Lab::thin();
     let mut cdb = [0u8; 16];
     cdb[0] = 0x88;
-    cdb[10..14].copy_from_slice(&32769u32.to_be_bytes());
+    cdb[10..14].copy_from_slice(&65537u32.to_be_bytes());
     assert_eq!(lab.command(&cdb, &[]), Err(Sense::INVALID_FIELD_IN_CDB));
 }
 
@@ -263,6 +263,20 @@ fn capacity_is_told_with_4k_physical_blocks_and_thin() {
     assert_eq!(lab.command(&cdb, &[]), Ok(expected));
     let ten = lab.command(&[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], &[]);
     assert_eq!(ten, Ok(vec![0, 0, 0x0f, 0xff, 0, 0, 2, 0]));
+}
+
+#[test]
+fn a_short_offer_cuts_a_write_to_whole_blocks_and_refuses_write_same() {
+    let lab = Lab::thin();
+    let work = lab.unit.admit(&lab.nexus, &write10(0, 2)).unwrap();
+    let takes = |offered| lab.unit.fit(&work, offered);
+    assert_eq!([0, 200, 512, 1000].map(takes), [0, 0, 512, 512].map(Some));
+    assert_eq!([1024, 9000].map(takes), [1024, 1024].map(Some));
+    let same = [0x41, 0, 0, 0, 0, 4, 0, 0, 3, 0];
+    let work = lab.unit.admit(&lab.nexus, &same).unwrap();
+    assert_eq!(lab.unit.fit(&work, 512), Some(512));
+    assert_eq!(lab.unit.fit(&work, 256), None);
+    assert_eq!(lab.unit.fit(&work, 1024), None);
 }
 
 #[test]
