@@ -11,11 +11,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
 use crate::Segment;
@@ -232,6 +233,22 @@ impl File {
         #[cfg(test)]
         noted.end();
         Ok(punched)
+    }
+
+    /// The first part of a range that takes space, as far as the file system
+    /// says; at most all of it.
+    pub(crate) fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+        let start = match seek(&self.file, SeekFrom::Data(range.start)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(error) if is_unsupported(error) => return Ok(Some(range)),
+            Err(error) => return Err(error.into()),
+        };
+        if start >= range.end {
+            return Ok(None);
+        }
+        let end = seek(&self.file, SeekFrom::Hole(start))?;
+        Ok(Some(start..end.min(range.end)))
     }
 
     /// Reserves space, so that a store into a mapping cannot run out of it

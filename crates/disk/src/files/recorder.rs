@@ -99,7 +99,8 @@ impl Recorder {
         Arc::new(recorder)
     }
 
-    /// Calls `hook` before each operation; its error is the operation's.
+    /// Calls `hook` in the middle of each operation, between its begin and its
+    /// end; its error is the operation's, which then never ends.
     pub(crate) fn set_hook(
         &self,
         hook: impl Fn(&Op, &str) -> io::Result<()> + Send + Sync + 'static,
@@ -213,12 +214,17 @@ impl Recorder {
 
     fn note(&self, op: Op, about: &str) -> io::Result<usize> {
         let hook = self.hook.lock().unwrap().clone();
+        let event = {
+            let mut state = self.state();
+            let (op, ended) = (op.clone(), None);
+            state.events.push(Event { op, ended });
+            state.events.len() - 1
+        };
+        // The operation has begun, and ends only after what the hook does.
         if let Some(hook) = hook {
             hook(&op, about)?;
         }
-        let mut state = self.state();
-        state.events.push(Event { op, ended: None });
-        Ok(state.events.len() - 1)
+        Ok(event)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

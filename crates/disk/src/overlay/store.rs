@@ -633,7 +633,7 @@ impl Store {
         if self.mode == OverlayMode::Reset {
             // No log must say it first: a lost host voids all of this.
             for blocks in own {
-                self.punch(blocks)?;
+                self.punch(blocks);
             }
         }
         Ok(())
@@ -754,7 +754,7 @@ impl Store {
             self.health
                 .sync_failed(self.context("flushing the log of"), error)
         })?;
-        self.punch_zeroed(taken.runs)?;
+        self.punch_zeroed(taken.runs);
         if journal.wants_checkpoint() {
             // The flush is done; lack of space only makes the log longer.
             match self.checkpoint(&mut journal, Pending::default()) {
@@ -772,8 +772,14 @@ impl Store {
             self.layer.data.sync_data()
         });
         match answer {
-            Ok(()) if taken.everything => self.punch_all_zeroed(),
-            Ok(()) => self.punch_zeroed(taken.runs),
+            Ok(()) => {
+                if taken.everything {
+                    self.punch_what_is_not_own(0..self.layer.live.block_count());
+                } else {
+                    self.punch_zeroed(taken.runs);
+                }
+                Ok(())
+            }
             Err(StepError::Abandoned(error)) => {
                 self.pending().restore(taken);
                 Err(self
@@ -794,58 +800,56 @@ impl Store {
     }
 
     /// Gives back the space of blocks that are durably zero.
-    fn punch_zeroed(&self, runs: Vec<Run>) -> Result<(), DiskError> {
+    fn punch_zeroed(&self, runs: Vec<Run>) {
         for run in runs {
             if run.mark == Mark::Zero {
-                self.punch_if_zero(run.blocks)?;
+                self.punch_what_is_not_own(run.blocks);
             }
         }
-        Ok(())
     }
 
-    /// The same for all blocks there are, when nobody knows which are new.
-    fn punch_all_zeroed(&self) -> Result<(), DiskError> {
-        let end = self.layer.live.block_count();
-        let mut at = 0;
+    /// Gives back what blocks take of the data file that are not ours: zero,
+    /// or never marked because the host was lost first.
+    ///
+    /// A write may have come since the marks were made durable, and a late
+    /// punch would destroy it: so it is looked again under the blocks' lock.
+    /// Lets be what the file system refuses; the marks say what is read.
+    fn punch_what_is_not_own(&self, blocks: Range<u64>) {
+        let end = blocks.end * BLOCK_BYTES;
+        let mut at = blocks.start * BLOCK_BYTES;
         while at < end {
-            let (mark, run_end) = self.layer.live.run(at, end);
-            if mark == Mark::Zero {
-                self.punch_if_zero(at..run_end)?;
-            }
-            at = run_end;
-        }
-        Ok(())
-    }
-
-    /// Punches those of the blocks that are still zero: a write may have come
-    /// since, and a late punch would destroy it. So under the blocks' lock.
-    fn punch_if_zero(&self, blocks: Range<u64>) -> Result<(), DiskError> {
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let group = at / GROUP_BLOCKS;
-            let group_end = ((group + 1) * GROUP_BLOCKS).min(blocks.end);
-            let _stripe = self.stripe(group);
-            while at < group_end {
-                let (mark, run_end) = self.layer.live.run(at, group_end);
-                if mark == Mark::Zero {
-                    self.punch(at..run_end)?;
+            // Most of a large range takes no space, and needs no punch.
+            let found = match self.layer.data.next_data(at..end) {
+                Ok(Some(found)) => found,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(dir = %self.dir.display(), %error, "holes not punched");
+                    return;
                 }
-                at = run_end;
+            };
+            let mut block = found.start / BLOCK_BYTES;
+            let last = found.end.div_ceil(BLOCK_BYTES);
+            while block < last {
+                let group = block / GROUP_BLOCKS;
+                let group_end = ((group + 1) * GROUP_BLOCKS).min(last);
+                let _stripe = self.stripe(group);
+                while block < group_end {
+                    let (mark, run_end) = self.layer.live.run(block, group_end);
+                    if mark != Mark::Own {
+                        self.punch(block..run_end);
+                    }
+                    block = run_end;
+                }
             }
+            at = last * BLOCK_BYTES;
         }
-        Ok(())
     }
 
-    fn punch(&self, blocks: Range<u64>) -> Result<(), DiskError> {
+    fn punch(&self, blocks: Range<u64>) {
         let offset = blocks.start * BLOCK_BYTES;
         let bytes = (blocks.end - blocks.start) * BLOCK_BYTES;
-        match self.layer.data.punch_hole(offset, bytes) {
-            // Where holes are unknown the space stays; the blocks are zero.
-            Ok(_) => Ok(()),
-            Err(error) => {
-                tracing::debug!(dir = %self.dir.display(), %error, "hole not punched");
-                Ok(())
-            }
+        if let Err(error) = self.layer.data.punch_hole(offset, bytes) {
+            tracing::debug!(dir = %self.dir.display(), %error, "hole not punched");
         }
     }
 }
