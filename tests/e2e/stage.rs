@@ -90,7 +90,8 @@ fn with_lan(turn: Turn, test: impl FnOnce(&Lan<'_>) -> Result<()>) {
         test(&lan)
     };
     if let Err(error) = run() {
-        panic!("{error:?}");
+        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        panic!("{}", causes.join("\n"));
     }
 }
 
