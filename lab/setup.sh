@@ -33,6 +33,10 @@ zstd: the same, compressed
 dnsmasq-base: somebody else's DHCP server, to stand beside (the program only, no service)
 libiscsi-bin: a second opinion on our iSCSI target
 tftp-hpa: a second opinion on our TFTP server
+isc-dhcp-client: a second opinion on our DHCP server
+"
+command -v busybox >/dev/null || needed="$needed
+busybox: another (its udhcpc)
 "
 command -v cc >/dev/null || needed="$needed
 build-essential: the C compiler and linker Rust calls

@@ -9,14 +9,14 @@
 # Log in as root, password "diskless", on the serial console or the screen.
 # Needs root: a root file system has files that belong to root, and its packages are
 # configured in a chroot. Mounts live in a mount namespace of their own and end with it.
-. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/workshop.sh"
 
 IMAGE_MIB=1280
 ESP_SECTORS=73728
 ROOT_UUID=d15c1e55-0000-4000-8000-000000000012
 ROOT_PASSWORD=diskless
 
-out=$LAB/debian-$(key "$0" "$HERE/common.sh").raw
+out=$LAB/debian-$(key "$0" "$HERE/workshop.sh").raw
 if [ -s "$out" ]; then
     echo "$out"
     exit 0

@@ -6,10 +6,10 @@
 #   sector 2048  BIOS boot partition: GRUB's core.img
 #   sector 4096  EFI system partition: EFI/BOOT/BOOTX64.EFI, vmlinuz, initrd
 #   after it     64 MiB of zeros, the tests' to write
-. "$(dirname "$0")/common.sh"
+. "$(dirname "$0")/workshop.sh"
 
 DATA_SECTORS=131072
-out=$LAB/tiny-$(key "$0" "$HERE/common.sh" "$HERE/tiny-init").raw
+out=$LAB/tiny-$(key "$0" "$HERE/workshop.sh" "$HERE/tiny-init").raw
 if [ -s "$out" ]; then
     echo "$out"
     exit 0
