@@ -118,9 +118,12 @@ pub fn answer(
         watch(arrival.message, arrival.server, arrival.netmask, policy);
         return None;
     }
-    let is_boot_server_request = arrival.message.message_type() == Some(MessageType::Request)
-        && (arrival.port == Port::BootServer || boot_item(arrival.message).is_some());
-    if is_boot_server_request {
+    // Other vendors' option 43 may hold a 71 of its own.
+    let has_boot_item =
+        || client.firmware.is_network_boot() && boot_item(arrival.message).is_some();
+    if arrival.message.message_type() == Some(MessageType::Request)
+        && (arrival.port == Port::BootServer || has_boot_item())
+    {
         return proxy::boot_server(arrival, &client, policy);
     }
     if arrival.port == Port::BootServer {
@@ -306,6 +309,15 @@ impl Exchange<'_> {
             });
             return None;
         };
+        if let Some(promised) = self
+            .place
+            .policy
+            .promise(self.client.mac)
+            .address
+            .filter(|other| *other != address)
+        {
+            tracing::debug!(mac = %self.client.mac, %promised, %address, "the fixed address is not free");
+        }
         let (reply, boot) = self.lending(MessageType::Offer, address);
         self.observe(Observation::Offered {
             client: self.client.clone(),

@@ -61,7 +61,7 @@ pub struct Leases {
     by_mac: HashMap<Mac, Lease>,
     by_address: HashMap<Ipv4Addr, Mac>,
     /// Offered, not yet asked for.
-    offers: HashMap<Mac, Offer>,
+    offers: Offers,
     /// Declined addresses, and until when they rest.
     resting: HashMap<Ipv4Addr, SystemTime>,
     /// Leases that neither a RELEASE nor another client's need ends before
@@ -69,10 +69,53 @@ pub struct Leases {
     guarded: HashMap<Mac, SystemTime>,
 }
 
+/// Addresses held for their MACs, each for a short while.
+#[derive(Default)]
+struct Offers {
+    by_mac: HashMap<Mac, Offer>,
+    by_address: HashMap<Ipv4Addr, Mac>,
+}
+
 #[derive(Clone, Copy)]
 struct Offer {
     address: Ipv4Addr,
     until: SystemTime,
+}
+
+impl Offers {
+    fn of(&self, mac: Mac) -> Option<Ipv4Addr> {
+        self.by_mac.get(&mac).map(|offer| offer.address)
+    }
+
+    /// For whom an address is held now.
+    fn holder(&self, address: Ipv4Addr, now: SystemTime) -> Option<Mac> {
+        let mac = *self.by_address.get(&address)?;
+        self.by_mac
+            .get(&mac)
+            .filter(|offer| offer.until > now)
+            .map(|_| mac)
+    }
+
+    fn hold(&mut self, mac: Mac, address: Ipv4Addr, now: SystemTime) {
+        self.drop(mac);
+        // Whoever had it before did not come in time.
+        if let Some(late) = self.by_address.insert(address, mac) {
+            self.by_mac.remove(&late);
+        }
+        self.by_mac.insert(
+            mac,
+            Offer {
+                address,
+                until: now + OFFER_HOLD,
+            },
+        );
+    }
+
+    fn drop(&mut self, mac: Mac) {
+        if let Some(offer) = self.by_mac.remove(&mac) {
+            self.by_address.remove(&offer.address);
+        }
+    }
 }
 
 /// What lending an address brought to light.
@@ -91,7 +134,7 @@ impl Leases {
             store,
             by_mac: HashMap::new(),
             by_address: HashMap::new(),
-            offers: HashMap::new(),
+            offers: Offers::default(),
             resting: HashMap::new(),
             guarded: HashMap::new(),
         };
@@ -127,21 +170,14 @@ impl Leases {
         requested: Option<Ipv4Addr>,
         place: Place,
     ) -> Option<Ipv4Addr> {
-        self.forget_old_offers(place.now);
         let address = self.choose(mac, requested, place)?;
-        self.offers.insert(
-            mac,
-            Offer {
-                address,
-                until: place.now + OFFER_HOLD,
-            },
-        );
+        self.offers.hold(mac, address, place.now);
         Some(address)
     }
 
     /// Withdraws an offer: the client took another server's.
     pub fn withdraw(&mut self, mac: Mac) {
-        self.offers.remove(&mac);
+        self.offers.drop(mac);
     }
 
     /// Whether the client may have this address, of all addresses: it is the
@@ -190,7 +226,7 @@ impl Leases {
             host_name: client.host_name.clone().or_else(|| old?.host_name.clone()),
         };
         self.store.save(&lease)?;
-        self.offers.remove(&client.mac);
+        self.offers.drop(client.mac);
         self.remember(lease);
         match (old_uuid, client.uuid) {
             (Some(old), Some(new)) if old != new => Ok(Lent::UuidChanged),
@@ -239,10 +275,7 @@ impl Leases {
         now: SystemTime,
     ) -> Result<bool, String> {
         let is_lent = self.of(mac).is_some_and(|lease| lease.address == address);
-        let is_offered = self
-            .offers
-            .get(&mac)
-            .is_some_and(|offer| offer.address == address);
+        let is_offered = self.offers.of(mac) == Some(address);
         if !(is_lent || is_offered) || policy.is_in_use(address) {
             return Ok(false);
         }
@@ -250,7 +283,8 @@ impl Leases {
             self.store.remove(mac)?;
             self.forget(mac);
         }
-        self.offers.remove(&mac);
+        self.offers.drop(mac);
+        self.resting.retain(|_, until| *until > now);
         self.resting.insert(address, now + DECLINE_REST);
         Ok(true)
     }
@@ -287,7 +321,7 @@ impl Leases {
     /// asks for, one that nobody had, the one unused for longest.
     fn choose(&self, mac: Mac, requested: Option<Ipv4Addr>, place: Place) -> Option<Ipv4Addr> {
         let lent = self.by_mac.get(&mac).map(|lease| lease.address);
-        let held = self.offers.get(&mac).map(|offer| offer.address);
+        let held = self.offers.of(mac);
         if let Some(address) = lent
             && place.subnet.contains(address)
             && place.policy.is_in_use(address)
@@ -346,10 +380,11 @@ impl Leases {
         {
             return false;
         }
-        let is_offered_to_another = |(other, offer): (&Mac, &Offer)| {
-            *other != mac && offer.address == address && offer.until > now
-        };
-        if self.offers.iter().any(is_offered_to_another) {
+        if self
+            .offers
+            .holder(address, now)
+            .is_some_and(|other| other != mac)
+        {
             return false;
         }
         let holder = self.by_address.get(&address);
@@ -372,11 +407,6 @@ impl Leases {
 
     fn is_guarded(&self, mac: Mac, now: SystemTime) -> bool {
         self.guarded.get(&mac).is_some_and(|&until| until > now)
-    }
-
-    fn forget_old_offers(&mut self, now: SystemTime) {
-        self.offers.retain(|_, offer| offer.until > now);
-        self.resting.retain(|_, until| *until > now);
     }
 
     fn remember(&mut self, lease: Lease) {

@@ -24,7 +24,8 @@ pub use server::{
 };
 
 /// What the server asks its site. Called on the server's own thread, one
-/// packet at a time: an answer that takes long delays everybody's.
+/// packet at a time: an answer that takes long delays everybody's, and one
+/// that asks the [`Server`] back waits for ever.
 pub trait Policy: Send + Sync + 'static {
     /// What this client boots, with `server` the address it sees us under;
     /// `None`: nothing from us (it still gets an address in `full` mode).
@@ -51,7 +52,8 @@ pub trait Policy: Send + Sync + 'static {
     fn observe(&self, observation: &Observation);
 }
 
-/// Where leases are kept so that they survive a restart.
+/// Where leases are kept so that they survive a restart. Called as [`Policy`]
+/// is.
 pub trait LeaseStore: Send + Sync + 'static {
     /// All leases kept, expired ones included.
     fn load(&self) -> Result<Vec<Lease>, String>;

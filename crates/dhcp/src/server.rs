@@ -68,8 +68,12 @@ pub struct InterfaceConfig {
 /// What was counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Requests received; in observe mode, all DHCP packets heard.
+    /// Requests received on our ports; none in observe mode.
     pub received: u64,
+    /// Requests heard on the wire, in every mode and whether a firewall let
+    /// them through to our ports or not: many more than `received` means that
+    /// it does not.
+    pub heard: u64,
     /// Packets dropped because they could not be read.
     pub malformed: u64,
     /// Replies sent.
@@ -128,6 +132,7 @@ impl Server {
             },
             leases: Mutex::new(leases),
             received: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
             answered: AtomicU64::new(0),
         });
@@ -181,6 +186,7 @@ impl Server {
     pub fn counters(&self) -> Counters {
         Counters {
             received: self.shared.received.load(Ordering::Relaxed),
+            heard: self.shared.heard.load(Ordering::Relaxed),
             malformed: self.shared.malformed.load(Ordering::Relaxed),
             answered: self.shared.answered.load(Ordering::Relaxed),
         }
@@ -202,6 +208,9 @@ fn check(interfaces: &[InterfaceConfig], settings: &Settings) -> io::Result<()> 
     }
     if settings.mode != Mode::Full {
         return Ok(());
+    }
+    if settings.lease_time < Duration::from_secs(1) {
+        return invalid("a lease time of nothing".into());
     }
     for subnet in &settings.subnets {
         let Subnet {
@@ -242,6 +251,7 @@ struct Shared {
     policy: Calm,
     leases: Mutex<Leases>,
     received: AtomicU64,
+    heard: AtomicU64,
     malformed: AtomicU64,
     answered: AtomicU64,
 }
@@ -377,11 +387,14 @@ impl Shared {
             else {
                 continue;
             };
-            if !is_observer && destination.port() != CLIENT_PORT {
-                continue;
+            if destination.port() != CLIENT_PORT {
+                self.heard.fetch_add(1, Ordering::Relaxed);
+                if !is_observer {
+                    continue;
+                }
             }
+            // What comes to our ports is judged there.
             let message = if is_observer {
-                self.received.fetch_add(1, Ordering::Relaxed);
                 self.parse(payload, source)
             } else {
                 Message::parse(payload).ok()

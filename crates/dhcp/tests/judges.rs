@@ -7,8 +7,9 @@
 //! `unsafe` stands here for setns(2): each party of a LAN lives in its own
 //! namespace, and no safe interface enters one.
 #![allow(unsafe_code)]
+#![allow(clippy::unwrap_used)] // clippy sees no test outside of #[test] functions
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -41,6 +42,18 @@ fn dhclient_takes_an_address_renews_it_gives_it_back_and_gets_it_again() {
     let is_bound = |observation: &Observation| matches!(observation, Observation::Bound { address: bound, .. } if *bound == address);
     wait_for("a renewal", || served.site.count(is_bound) >= 2);
     assert_eq!(lan.client_address(), Some(address));
+
+    // Ended without a release, it begins with the address it remembers.
+    let discovers = |observation: &Observation| matches!(observation, Observation::Asked(_));
+    let before = served.site.count(discovers);
+    drop(dhclient);
+    let dhclient = Dhclient::start(&lan);
+    assert_eq!(lan.client_address(), Some(address));
+    assert_eq!(
+        served.site.count(discovers),
+        before,
+        "INIT-REBOOT needs no DISCOVER"
+    );
 
     dhclient.release();
     wait_for("the end of the lease", || {
@@ -81,6 +94,22 @@ fn udhcpc_gets_one_address_under_any_client_identifier_and_over_a_restart() {
 }
 
 #[test]
+fn only_a_client_that_asks_for_broadcasts_is_answered_before_everybody() {
+    let Some(lan) = Lan::new("frames", &["busybox"]) else {
+        return;
+    };
+    let _served = lan.serve(Mode::Full, Duration::from_secs(600));
+    let bystander = within(&lan.other, || firmware_socket(68)).unwrap();
+    bystander.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 1500];
+    assert!(lan.udhcpc(&[]).is_some());
+    let overheard = bystander.recv(&mut buffer);
+    assert_eq!(overheard.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert!(lan.udhcpc(&["-B"]).is_some());
+    assert!(bystander.recv(&mut buffer).is_ok());
+}
+
+#[test]
 fn the_observer_sends_nothing_holds_no_port_and_reports_both_sides() {
     let Some(lan) = Lan::new("observe", &["busybox", "dnsmasq"]) else {
         return;
@@ -103,7 +132,9 @@ fn the_observer_sends_nothing_holds_no_port_and_reports_both_sides() {
     let is_foreign =
         |observation: &Observation| *observation == Observation::ForeignServer { server: OTHER };
     wait_for("the other server", || served.site.count(is_foreign) == 1);
-    assert_eq!(served.server().counters().answered, 0);
+    let counters = served.server().counters();
+    assert_eq!((counters.answered, counters.received), (0, 0));
+    assert!(counters.heard >= 2);
 }
 
 #[test]
@@ -446,6 +477,7 @@ impl Lan {
 
 impl Drop for Lan {
     fn drop(&mut self) {
+        let _ = std::fs::remove_file(dhclient_file(self, "leases"));
         for namespace in self.namespaces() {
             let _ = Command::new("ip")
                 .args(["netns", "del", namespace])
@@ -529,9 +561,12 @@ impl Drop for Dhclient {
         if std::path::Path::new(&self.pid).exists() {
             self.run(&["-x"]);
         }
-        let _ = std::fs::remove_file(&self.leases);
         let _ = std::fs::remove_file(&self.pid);
     }
+}
+
+fn dhclient_file(lan: &Lan, suffix: &str) -> String {
+    format!("{}/{}.{suffix}", std::env::temp_dir().display(), lan.client)
 }
 
 fn can_judge(tools: &[&str]) -> Result<(), String> {
@@ -675,7 +710,6 @@ fn replies(socket: &UdpSocket, xid: u32, count: usize) -> HashMap<Ipv4Addr, Mess
 #[derive(Default)]
 struct Site {
     observed: Mutex<Vec<Observation>>,
-    in_use: Mutex<HashSet<Ipv4Addr>>,
 }
 
 impl Site {
@@ -705,8 +739,8 @@ impl Policy for Site {
         Promise::default()
     }
 
-    fn is_in_use(&self, address: Ipv4Addr) -> bool {
-        self.in_use.lock().unwrap().contains(&address)
+    fn is_in_use(&self, _address: Ipv4Addr) -> bool {
+        false
     }
 
     fn observe(&self, observation: &Observation) {

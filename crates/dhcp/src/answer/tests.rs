@@ -746,6 +746,17 @@ fn a_broadcast_boot_item_request_is_answered_from_port_4011() {
 }
 
 #[test]
+fn another_vendors_option_43_is_no_boot_item() {
+    let mut lab = Lab::full();
+    let mut system = discover(1);
+    system.options.set(code::VENDOR_CLASS, "some phone");
+    system
+        .options
+        .set(code::VENDOR, *b"\x47\x04\x80\x00\x00\x00\xff");
+    lab.bind(&system);
+}
+
+#[test]
 fn port_4011_is_silent_to_others_servers_clients_and_operating_systems() {
     let mut lab = Lab::full();
     let mut named = edk2_boot_server_request(host(77));

@@ -45,12 +45,16 @@ pub async fn look_for_other_servers(
     let mut servers = BTreeSet::new();
     let mut buffer = vec![0; MAX_PACKET_BYTES];
     while Instant::now() < deadline {
-        socket.send(
-            Mac([0xff; 6]),
-            SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT),
-            SocketAddrV4::new(Ipv4Addr::BROADCAST, SERVER_PORT),
-            &discover.emit(),
-        )?;
+        let from = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, CLIENT_PORT);
+        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, SERVER_PORT);
+        socket
+            .send(Mac([0xff; 6]), from, to, &discover.emit())
+            .map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("asking on {interface} for DHCP servers: {error}"),
+                )
+            })?;
         let repeat = (Instant::now() + REPEAT).min(deadline);
         while let Ok(received) = timeout_at(repeat.min(deadline), socket.receive(&mut buffer)).await
         {

@@ -101,3 +101,9 @@ fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
     }
     assert_eq!(site.observations().len(), MAX_FOREIGN_SERVERS - 1);
 }
+
+#[test]
+fn a_server_may_be_shared_between_threads() {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Server>();
+}
