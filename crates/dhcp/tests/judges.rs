@@ -201,7 +201,9 @@ fn the_proxy_speaks_beside_dnsmasq_to_firmware_and_is_silent_to_systems() {
         }
     };
     assert_eq!(script, SCRIPT);
-    assert_eq!(served.server().counters().answered, 3);
+    wait_for("the count of three", || {
+        served.server().counters().answered == 3
+    });
 }
 
 #[test]
