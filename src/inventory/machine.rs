@@ -264,6 +264,12 @@ impl Inventory {
             });
         }
         check_mac(mac)?;
+        if self.limits.pending_machines == 0 {
+            return Err(Error::Conflict(format!(
+                "{} is not enrolled: this site keeps no pending machines",
+                show_mac(mac)
+            )));
+        }
         if !held(&self.enrolments).admit(Instant::now()) {
             return Err(Error::Conflict(format!(
                 "{} is not enrolled: too many machines nobody knows ask at once; it may ask again",
@@ -277,7 +283,7 @@ impl Inventory {
                 return Ok(machine);
             }
             let pending = facts.pending_machines()?;
-            let room = self.limits.pending_machines.max(1) - 1;
+            let room = self.limits.pending_machines - 1;
             for old in pending.iter().take(pending.len().saturating_sub(room)) {
                 facts.remove_machine(old.id)?;
             }

@@ -127,7 +127,12 @@ impl Inventory {
         &self.data
     }
 
-    /// The store: the DHCP server's keeper of leases, the timeline's of events.
+    /// The DHCP server's keeper of leases.
+    pub(crate) fn lease_store(&self) -> Arc<dyn dhcp::LeaseStore> {
+        Arc::<Store>::clone(&self.store)
+    }
+
+    /// The store, for the timeline.
     pub(crate) fn store(&self) -> Arc<Store> {
         Arc::clone(&self.store)
     }

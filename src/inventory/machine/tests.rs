@@ -138,6 +138,15 @@ fn the_oldest_pending_machine_goes_when_there_are_too_many() {
 }
 
 #[test]
+fn a_limit_of_none_enrols_nobody() {
+    let site = Site::limited(Limits {
+        pending_machines: 0,
+    });
+    assert!(site.enrol(mac(1), None, None).is_err());
+    assert!(site.machines().unwrap().is_empty());
+}
+
+#[test]
 fn made_up_macs_are_enrolled_no_faster_than_the_bucket_fills() {
     let mut enrolments = Enrolments::default();
     let start = Instant::now();

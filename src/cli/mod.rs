@@ -1,0 +1,143 @@
+//! The command line, one file per noun.
+//!
+//! `serve` and `check` are run by the program itself; every other command asks
+//! the running server through its API (`client`) and shows the answer, as text
+//! or with `--json` as it came.
+
+mod client;
+mod image;
+mod lease;
+mod machine;
+mod overlay;
+mod session;
+mod settings;
+mod show;
+mod status;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use client::Client;
+pub(crate) use settings::Settings;
+use show::Answer;
+
+/// Where the server's socket is when nobody says otherwise.
+const DEFAULT_SOCKET: &str = "/run/diskless/api.sock";
+
+/// What was asked for on the command line.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run the server.
+    Serve(Settings),
+    /// Say what would go wrong.
+    Check {
+        /// Of the server.
+        settings: Settings,
+        /// As JSON.
+        json: bool,
+    },
+    /// Ask the running server, see [`run`].
+    Ask(Ask),
+}
+
+/// A question to the running server.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    socket: PathBuf,
+    json: bool,
+    noun: Noun,
+}
+
+/// Boots PCs that have no disk: DHCP/PXE, TFTP, HTTP and iSCSI in one program.
+#[derive(Debug, Parser)]
+#[command(name = "diskless", version, arg_required_else_help = true)]
+struct Arguments {
+    /// Socket of the running server [default: /run/diskless/api.sock]
+    #[arg(long, global = true, env = "DISKLESS_API", value_name = "PATH")]
+    api: Option<PathBuf>,
+
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the server; Ctrl-C or SIGTERM ends it in order
+    Serve(Settings),
+    /// Say what is wrong before anything is started
+    Check(Settings),
+    #[command(flatten)]
+    Noun(Noun),
+}
+
+/// What one asks the running server about.
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Golden images
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Computers we boot
+    #[command(subcommand)]
+    Machine(machine::Verb),
+    /// Machines' private writes
+    #[command(subcommand)]
+    Overlay(overlay::Verb),
+    /// Addresses lent
+    #[command(subcommand)]
+    Lease(lease::Verb),
+    /// Machines that have their disk open
+    #[command(subcommand)]
+    Session(session::Verb),
+    /// Where the server listens, and who runs
+    Status,
+}
+
+/// Reads the command line. What it does not understand, and `--help`, end the
+/// program here.
+pub(crate) fn parse() -> Command {
+    command(Arguments::parse())
+}
+
+fn command(arguments: Arguments) -> Command {
+    let Arguments { api, json, verb } = arguments;
+    match verb {
+        Verb::Serve(settings) => Command::Serve(settings.with_socket(api)),
+        Verb::Check(settings) => Command::Check {
+            settings: settings.with_socket(api),
+            json,
+        },
+        Verb::Noun(noun) => Command::Ask(Ask {
+            socket: api.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
+            json,
+            noun,
+        }),
+    }
+}
+
+/// Asks the running server and prints its answer. An error is one sentence.
+pub(crate) async fn run(ask: Ask) -> anyhow::Result<()> {
+    let json = ask.json;
+    ask.answer().await?.print(json)
+}
+
+impl Ask {
+    async fn answer(self) -> anyhow::Result<Answer> {
+        let client = Client::new(self.socket);
+        match self.noun {
+            Noun::Image(verb) => image::run(&client, verb, self.json).await,
+            Noun::Machine(verb) => machine::run(&client, verb).await,
+            Noun::Overlay(verb) => overlay::run(&client, verb).await,
+            Noun::Lease(verb) => lease::run(&client, verb).await,
+            Noun::Session(verb) => session::run(&client, verb).await,
+            Noun::Status => status::run(&client).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! Tests of the command line, up to a running API.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use uuid::Uuid;
+
+use super::*;
+use crate::api::{Api, Door, Listeners, Live, LiveSession, LiveStatus, Server};
+use crate::config::Config;
+use crate::inventory::tests::Site;
+use crate::timeline::Timeline;
+
+fn parsed(line: &str) -> Result<Command, clap::Error> {
+    let words = std::iter::once("diskless").chain(line.split_whitespace());
+    Arguments::try_parse_from(words).map(command)
+}
+
+/// A server on which the machine `running` runs.
+struct Nothing;
+
+impl Live for Nothing {
+    fn status(&self) -> LiveStatus {
+        LiveStatus {
+            uptime: Duration::from_secs(5),
+            interface: "eth1".into(),
+            dhcp_mode: "observe".into(),
+            doors: vec![Door {
+                service: "http".into(),
+                address: "10.0.0.1:80".into(),
+            }],
+            foreign_dhcp_servers: Vec::new(),
+        }
+    }
+
+    fn sessions(&self) -> Vec<LiveSession> {
+        Vec::new()
+    }
+
+    fn machine_in_use(&self, _machine: Uuid) -> bool {
+        false
+    }
+
+    fn close_machine(&self, _machine: Uuid) {}
+}
+
+/// An API on a socket in a temporary directory.
+struct Running {
+    _server: Server,
+    socket: PathBuf,
+    directory: tempfile::TempDir,
+}
+
+impl Running {
+    async fn start() -> Running {
+        let (inventory, directory) = Site::new().shared();
+        let timeline = Arc::new(Timeline::open(Arc::clone(&inventory)).unwrap());
+        let socket = directory.path().join("run/api.sock");
+        let api = Api {
+            inventory,
+            timeline,
+            live: Arc::new(Nothing),
+        };
+        let listeners = Listeners::bind(Some(&socket), None).await.unwrap();
+        Running {
+            _server: listeners.serve(api),
+            socket,
+            directory,
+        }
+    }
+
+    /// What a command line prints.
+    async fn answer(&self, line: &str) -> Result<String, String> {
+        answer(&self.socket, line).await
+    }
+}
+
+async fn answer(socket: &Path, line: &str) -> Result<String, String> {
+    let line = format!("--api {} {line}", socket.display());
+    let Ok(Command::Ask(ask)) = parsed(&line) else {
+        panic!("{line} is no question");
+    };
+    let json = ask.json;
+    let answer = ask.answer().await.map_err(|e| format!("{e:#}"))?;
+    Ok(answer.shown(json).unwrap())
+}
+
+#[test]
+fn the_command_line_holds_together() {
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn settings_of_serve_become_keys_of_the_configuration() {
+    let line = "serve --data /srv/x --interface eth1 --dhcp-mode full \
+                --dhcp-pool 10.0.0.10-10.0.0.20 --set http.port=81 --api /tmp/a.sock";
+    let Ok(Command::Serve(settings)) = parsed(line) else {
+        panic!("not understood");
+    };
+    let loaded = Config::from_sources(None, [], &settings.overrides()).unwrap();
+    let config = loaded.config;
+    assert_eq!(config.data, Path::new("/srv/x"));
+    assert_eq!(config.network.interface.as_deref(), Some("eth1"));
+    assert_eq!(config.http.port, 81);
+    assert_eq!(config.api.socket.as_deref(), Some(Path::new("/tmp/a.sock")));
+    assert_eq!(config.dhcp.pool.len(), 1);
+}
+
+#[test]
+fn serve_listens_where_the_other_commands_ask() {
+    let default = Config::default().api.socket;
+    assert_eq!(default.as_deref(), Some(Path::new(DEFAULT_SOCKET)));
+}
+
+#[test]
+fn flags_every_command_has_stand_before_or_after_it() {
+    for line in ["--json machine list", "machine list --json"] {
+        let Ok(Command::Ask(ask)) = parsed(line) else {
+            panic!("{line}");
+        };
+        assert!(ask.json);
+    }
+}
+
+#[test]
+fn a_change_that_changes_nothing_is_not_understood() {
+    assert!(parsed("machine set pc07").is_err());
+    assert!(parsed("machine set pc07 --address none").is_ok());
+    assert!(parsed("machine add pc07").is_err(), "no MAC");
+    assert!(
+        parsed("machine add pc07 --mac 0 --mode keep").is_err(),
+        "no image"
+    );
+}
+
+#[tokio::test]
+async fn without_a_server_one_sentence_says_so() {
+    let refusal = answer(Path::new("/nowhere/api.sock"), "status")
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refusal,
+        "diskless is not running here (no answer on /nowhere/api.sock); \
+         start it with `diskless serve`"
+    );
+}
+
+#[tokio::test]
+async fn an_image_is_imported_assigned_and_not_removed_under_its_machine() {
+    let running = Running::start().await;
+    let source = running.directory.path().join("a.raw");
+    fs::write(&source, vec![7; 2 << 20]).unwrap();
+    let said = running
+        .answer(&format!(
+            "image import debian {} --comment first",
+            source.display()
+        ))
+        .await
+        .unwrap();
+    assert!(said.starts_with("debian@1: 2.00 MiB imported"), "{said}");
+    let said = running
+        .answer("machine add pc07 --mac 52:54:00:00:00:07 --image debian --mode reset")
+        .await
+        .unwrap();
+    assert_eq!(said, "added pc07 (52:54:00:00:00:07): boots debian, reset");
+    let refusal = running.answer("image remove debian").await.unwrap_err();
+    assert!(refusal.contains("machine pc07 boots it"), "{refusal}");
+    let said = running
+        .answer("machine set pc07 --image none")
+        .await
+        .unwrap();
+    assert!(said.contains("no image yet"), "{said}");
+    let said = running.answer("image remove debian").await.unwrap();
+    assert_eq!(said, "removed debian@1");
+    assert!(
+        running
+            .answer("image list")
+            .await
+            .unwrap()
+            .contains("no images yet")
+    );
+}
+
+#[tokio::test]
+async fn a_failed_import_is_one_sentence_and_changes_nothing() {
+    let running = Running::start().await;
+    let source = running.directory.path().join("a.vhdx");
+    fs::write(&source, b"vhdxfile and more of it").unwrap();
+    let refusal = running
+        .answer(&format!("image import debian {}", source.display()))
+        .await
+        .unwrap_err();
+    assert!(refusal.contains("qemu-img convert"), "{refusal}");
+    assert_eq!(running.answer("--json image list").await.unwrap(), "[]");
+}
+
+#[tokio::test]
+async fn every_answer_is_there_as_json() {
+    let running = Running::start().await;
+    let added = running
+        .answer("--json machine add pc07 --mac 525400000007")
+        .await
+        .unwrap();
+    let added: serde_json::Value = serde_json::from_str(&added).unwrap();
+    assert_eq!(added["mac"], "52:54:00:00:00:07");
+    for line in [
+        "machine list",
+        "machine show pc07",
+        "machine show 52:54:00:00:00:07",
+        "machine timeline pc07",
+        "machine set pc07 --address 10.0.0.7",
+        "machine remove pc07",
+        "overlay list",
+        "lease list",
+        "session list",
+        "status",
+    ] {
+        let said = running.answer(&format!("--json {line}")).await.unwrap();
+        assert!(
+            serde_json::from_str::<serde_json::Value>(&said).is_ok(),
+            "{line}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_name_with_a_slash_stays_one_part_of_the_path() {
+    let running = Running::start().await;
+    let refusal = running.answer("machine show ../status").await.unwrap_err();
+    assert!(
+        refusal.contains("there is no machine \"../status\""),
+        "{refusal}"
+    );
+}
