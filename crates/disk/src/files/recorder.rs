@@ -100,7 +100,7 @@ impl Recorder {
     }
 
     /// Calls `hook` in the middle of each operation, between its begin and its
-    /// end; its error is the operation's, which then never ends.
+    /// end; its error is the operation's, which then is not done.
     pub(crate) fn set_hook(
         &self,
         hook: impl Fn(&Op, &str) -> io::Result<()> + Send + Sync + 'static,
@@ -126,12 +126,22 @@ impl Recorder {
     }
 
     pub(super) fn create(self: &Arc<Self>, path: &Path) -> io::Result<Recorded> {
-        let (dir, name) = self.state().place(path);
+        let node = self.state().new_node();
+        self.link(path, node)
+    }
+
+    pub(super) fn create_dir(self: &Arc<Self>, path: &Path) -> io::Result<()> {
         let node = {
             let mut state = self.state();
-            state.nodes += 1;
-            state.nodes - 1
+            let node = state.new_node();
+            state.names.insert(node, BTreeMap::new());
+            node
         };
+        self.link(path, node).map(drop)
+    }
+
+    fn link(self: &Arc<Self>, path: &Path, node: Node) -> io::Result<Recorded> {
+        let (dir, name) = self.state().place(path);
         self.name_op(vec![(dir, name.clone(), Some(node))], &name)?;
         Ok(Recorded {
             recorder: self.clone(),
@@ -145,22 +155,13 @@ impl Recorder {
         let (dir, name) = state.place(path);
         let node = state.names[&dir].get(&name).copied();
         // A file that is not there: opening it fails, the number is not used.
-        let node = node.unwrap_or_else(|| {
-            state.nodes += 1;
-            state.nodes - 1
-        });
+        let node = node.unwrap_or_else(|| state.new_node());
         drop(state);
         Recorded {
             recorder: self.clone(),
             node,
             name,
         }
-    }
-
-    pub(super) fn create_dir(self: &Arc<Self>, path: &Path) -> io::Result<()> {
-        let made = self.create(path)?;
-        self.state().names.insert(made.node, BTreeMap::new());
-        Ok(())
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -221,8 +222,12 @@ impl Recorder {
             state.events.len() - 1
         };
         // The operation has begun, and ends only after what the hook does.
-        if let Some(hook) = hook {
-            hook(&op, about)?;
+        if let Some(hook) = hook
+            && let Err(error) = hook(&op, about)
+        {
+            // It is not done, so it has not happened.
+            self.state().events[event].op = Op::Tick;
+            return Err(error);
         }
         Ok(event)
     }
@@ -353,6 +358,11 @@ impl World {
 }
 
 impl State {
+    fn new_node(&mut self) -> Node {
+        self.nodes += 1;
+        self.nodes - 1
+    }
+
     /// The directory a path lies in, and its name there.
     fn place(&self, path: &Path) -> (Node, String) {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();

@@ -501,6 +501,7 @@ fn die_everywhere(mode: OverlayMode, seed: u64, steps: usize, stride: usize) {
         site.check_answered(&found);
         assert_eq!(found.overlay.host_loss(), HostLoss::None);
         if mode == OverlayMode::Keep {
+            site.lose_power_variously(site.recorder.moment(), seed, 1);
             // And a flush makes all of it durable, the dead one's marks too.
             site.flush().unwrap();
             let now = site.recorder.moment();
@@ -782,6 +783,18 @@ fn a_process_that_dies_in_a_reset_leaves_the_old_overlay_or_the_new_one() {
                 _ => IMAGE,
             };
             assert!(sectors(&found)[0] == sector_of(stamp, 0), "step {moment}");
+            // Whichever it was is there after a loss of power too.
+            for seed in 0..4 {
+                let left = scratch();
+                let mut dice = Dice(seed);
+                let now = site.recorder.moment();
+                let mut fate = || seed > 0 && dice.below(2) == 0;
+                site.recorder.remake(now, left.path(), &mut fate);
+                let files = site.files.in_another_boot();
+                let dir = left.path().join("ov");
+                let again = Store::open(files, &dir, image(), Caching::WriteBack).unwrap();
+                assert_eq!(again.generation(), found.generation(), "step {moment}");
+            }
             if answer.is_ok() {
                 assert_eq!(found.generation(), 2);
                 // Removing the old layer is no part of the answer.
@@ -812,6 +825,42 @@ fn a_create_that_is_interrupted_leaves_no_half_overlay() {
                 Store::create(files, &dir, image(), mode, 1, Caching::WriteBack).unwrap();
             }
         }
+    }
+}
+
+#[test]
+fn a_process_that_dies_in_a_create_leaves_all_or_nothing() {
+    for moment in 0..60 {
+        let home = scratch();
+        let recorder = Recorder::new(home.path());
+        let files = Files::real().unwrap().recorded_by(&recorder);
+        let left = AtomicUsize::new(moment);
+        recorder.set_hook(move |_, _| {
+            let before = left.load(Ordering::Relaxed);
+            left.store(before.saturating_sub(1), Ordering::Relaxed);
+            match before {
+                0 => Err(io::Error::other("dead")),
+                _ => Ok(()),
+            }
+        });
+        let dir = home.path().join("ov");
+        let caching = Caching::WriteBack;
+        let create = || Store::create(files.clone(), &dir, image(), OverlayMode::Keep, 1, caching);
+        let _ = create().map(drop);
+        recorder.clear_hook();
+        store::sweep(&files, home.path()).unwrap();
+        let store = match dir.exists() {
+            true => Store::open(files.clone(), &dir, image(), caching).unwrap(),
+            false => create().unwrap(),
+        };
+        let overlay = Overlay::over(store);
+        overlay.write(0, &[0xee; 512]).unwrap();
+        overlay.flush().unwrap();
+        let left = scratch();
+        recorder.remake(recorder.moment(), left.path(), &mut || false);
+        let files = files.in_another_boot();
+        let found = Store::open(files, &left.path().join("ov"), image(), caching).unwrap();
+        assert!(sectors(&Overlay::over(found)) == sectors(&overlay));
     }
 }
 
@@ -906,6 +955,22 @@ fn a_settled_overlay_loses_nothing_with_its_host() {
     site.write(0, 8).unwrap();
     let found = site.lose_power(site.recorder.moment(), &mut || false);
     assert_eq!(found.overlay.host_loss(), HostLoss::LostWrites);
+}
+
+#[test]
+fn an_overlay_does_not_settle_over_a_write_that_came_meanwhile() {
+    let site = Site::new(OverlayMode::Keep);
+    site.flush_once();
+    site.write(0, 8).unwrap();
+    site.interrupt(
+        |op, name| is_sync_of(op, name, "data"),
+        |site| site.write(160, 8).unwrap(),
+    );
+    site.overlay().settle().unwrap();
+    site.recorder.clear_hook();
+    // The check in it says that what is lost must be said.
+    let found = site.lose_power(site.recorder.moment(), &mut || false);
+    assert_eq!(found.sectors()[160], sector_of(IMAGE, 160));
 }
 
 #[test]

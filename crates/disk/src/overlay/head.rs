@@ -94,6 +94,19 @@ impl Head {
         })
     }
 
+    /// Makes durable what [`read`](Self::read) found: a process that died may
+    /// have written the newest head and not synced it. Until then neither the
+    /// other head may be overwritten nor anything removed that it names.
+    pub(super) fn sync(files: &Files, dir: &Path) -> io::Result<()> {
+        for name in ["head.a", "head.b"] {
+            match files.open_file(&dir.join(name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                file => file?.sync_data()?,
+            }
+        }
+        files.sync_dir(dir)
+    }
+
     /// Writes this head durably, as the successor of the one it was made from.
     ///
     /// An error leaves open which of the two will be read.

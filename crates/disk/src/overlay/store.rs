@@ -170,7 +170,7 @@ impl Store {
         caching: Caching,
     ) -> Result<Arc<Store>, OpenError> {
         let lock = Lock::take(dir)?;
-        let mut head = Head::read(dir)?;
+        let mut head = Store::read_head(&files, dir)?;
         if head.base != below.id {
             return Err(OpenError::OtherBase {
                 path: dir.to_owned(),
@@ -185,7 +185,6 @@ impl Store {
             });
         };
         let failed = |e| opening_failed(dir, e);
-        remove_orphans(&files, dir, &head).map_err(failed)?;
         let size_bytes = head.base.size_bytes;
         let mut loss = match head.rest {
             Rest::Lost => HostLoss::LostWrites,
@@ -237,12 +236,21 @@ impl Store {
         caching: Caching,
     ) -> Result<Arc<Store>, OpenError> {
         let lock = Lock::take(dir)?;
-        let head = Head::read(dir)?;
-        let failed = |e| opening_failed(dir, e);
-        remove_orphans(&files, dir, &head).map_err(failed)?;
+        let head = Store::read_head(&files, dir)?;
         let lock = lock.into();
         Store::afresh(files, dir, lock, head, below, mode, generation, caching)
-            .map_err(|e| failed(e.into()))
+            .map_err(|e| opening_failed(dir, e.into()))
+    }
+
+    /// The head of an overlay that was just locked, once what it says is
+    /// durable; what it does not name is removed.
+    fn read_head(files: &Files, dir: &Path) -> Result<Head, OpenError> {
+        let head = Head::read(dir)?;
+        Head::sync(files, dir)
+            .and_then(|()| files.sync_dir(parent(dir)))
+            .and_then(|()| remove_orphans(files, dir, &head))
+            .map_err(|e| opening_failed(dir, e))?;
+        Ok(head)
     }
 
     /// An empty layer for all there are, in one step of the head.
