@@ -51,18 +51,6 @@ impl Challenge {
             None => false,
         }
     }
-
-    #[cfg(test)]
-    pub(crate) fn answer(&self, secret: &Secret) -> String {
-        let response = Md5::new()
-            .chain_update([self.identifier])
-            .chain_update(secret.as_bytes())
-            .chain_update(self.bytes)
-            .finalize();
-        response
-            .iter()
-            .fold("0x".to_owned(), |text, byte| text + &format!("{byte:02X}"))
-    }
 }
 
 /// Reads a binary value: 0x and hexadecimal, or 0b and base64 (RFC 7143

@@ -266,16 +266,14 @@ impl<'t> Session<'t> {
         if immediate {
             return Order::Now;
         }
-        if cmd_sn == self.exp_cmd_sn {
-            self.exp_cmd_sn = cmd_sn.wrapping_add(1);
-            return Order::Now;
+        if is_before(self.max_cmd_sn, cmd_sn) || is_before(cmd_sn, self.exp_cmd_sn) {
+            return Order::Ignore;
         }
-        let in_window = is_before(self.exp_cmd_sn, cmd_sn) && !is_before(self.max_cmd_sn, cmd_sn);
-        if in_window {
-            Order::Hole
-        } else {
-            Order::Ignore
+        if cmd_sn != self.exp_cmd_sn {
+            return Order::Hole;
         }
+        self.exp_cmd_sn = cmd_sn.wrapping_add(1);
+        Order::Now
     }
 
     /// The numbers of a PDU that does not consume a StatSN.
