@@ -172,3 +172,6 @@ fn described() -> (Router<Api>, OpenApi) {
     router.get_openapi_mut().info.version = "1".to_owned();
     router.split_for_parts()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use jiff::Timestamp;
 use serde_json::json;
 use uuid::Uuid;
@@ -68,10 +68,10 @@ pub(super) struct Add {
 }
 
 #[derive(Debug, Args)]
-#[command(arg_required_else_help = true)]
-#[group(id = "changes", required = true, multiple = true, args = [
+#[group(skip)]
+#[command(group = ArgGroup::new("changes").required(true).multiple(true).args([
     "name", "mac", "image", "mode", "address", "loader", "uuid", "serial",
-])]
+]))]
 pub(super) struct Set {
     /// Name or MAC
     machine: String,

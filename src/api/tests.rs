@@ -1,0 +1,445 @@
+//! Tests of the API, through its router.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use super::*;
+use crate::inventory::tests::{Site, mac};
+use crate::inventory::{ImageRef, ImportRequest, ImportState, Name, OverlayMode};
+use crate::timeline::Stage;
+
+/// Live facts as a test sets them.
+#[derive(Default)]
+struct Fake {
+    running: Mutex<Vec<Uuid>>,
+    closed: Mutex<Vec<Uuid>>,
+}
+
+impl Live for Fake {
+    fn status(&self) -> LiveStatus {
+        LiveStatus {
+            uptime: Duration::from_secs(61),
+            interface: "eth1".into(),
+            dhcp_mode: "proxy".into(),
+            doors: vec![Door {
+                service: "iscsi".into(),
+                address: "10.0.0.1:3260".into(),
+            }],
+            foreign_dhcp_servers: vec![[10, 0, 0, 254].into()],
+        }
+    }
+
+    fn sessions(&self) -> Vec<LiveSession> {
+        let running = self.running.lock().unwrap();
+        let session = |machine: &Uuid| LiveSession {
+            machine: Some(*machine),
+            generation: Some(3),
+            initiator: "iqn.2026-11.net.diskless:pc07.initiator".into(),
+            target: "iqn.2026-11.net.diskless:pc07".into(),
+            peer: "10.0.0.7:1024".into(),
+            since: Timestamp::UNIX_EPOCH,
+            commands: 5,
+            read_bytes: 6,
+            written_bytes: 7,
+        };
+        running.iter().map(session).collect()
+    }
+
+    fn machine_in_use(&self, machine: Uuid) -> bool {
+        self.running.lock().unwrap().contains(&machine)
+    }
+
+    fn close_machine(&self, machine: Uuid) {
+        self.closed.lock().unwrap().push(machine);
+        self.running
+            .lock()
+            .unwrap()
+            .retain(|running| *running != machine);
+    }
+}
+
+struct Test {
+    api: Api,
+    live: Arc<Fake>,
+    directory: tempfile::TempDir,
+}
+
+impl Test {
+    fn new() -> Test {
+        let (inventory, directory) = Site::new().shared();
+        let timeline = Arc::new(Timeline::open(Arc::clone(&inventory)).unwrap());
+        let live = Arc::new(Fake::default());
+        let api = Api {
+            inventory,
+            timeline,
+            live: Arc::<Fake>::clone(&live),
+        };
+        Test {
+            api,
+            live,
+            directory,
+        }
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{PREFIX}{path}"))
+            .header("content-type", "application/json")
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        let response = self.api.clone().router().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body = if body.is_empty() {
+            Value::Null
+        } else {
+            serde_json::from_slice(&body).unwrap()
+        };
+        (status, body)
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let (status, body) = self.ask(Method::GET, path, "").await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        body
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        self.ask(Method::POST, path, &body.to_string()).await
+    }
+
+    async fn patch(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        self.ask(Method::PATCH, path, &body.to_string()).await
+    }
+
+    async fn delete(&self, path: &str) -> (StatusCode, Value) {
+        self.ask(Method::DELETE, path, "").await
+    }
+
+    async fn add(&self, name: &str, last: u8) -> Uuid {
+        let body = json!({ "name": name, "mac": format!("52:54:00:00:00:{last:02x}") });
+        let (status, body) = self.post("/machines", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        body["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    fn import(&self, name: &str) {
+        let source = self.directory.path().join("source.raw");
+        std::fs::write(&source, vec![1; 4096]).unwrap();
+        let request = ImportRequest {
+            name: Name::parse(name).unwrap(),
+            source,
+            comment: String::new(),
+        };
+        let started = self.api.inventory.start_import(request).unwrap();
+        while matches!(
+            self.api.inventory.import(started.id).unwrap().state,
+            ImportState::Running
+        ) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn runs(&self, machine: Uuid) {
+        self.live.running.lock().unwrap().push(machine);
+    }
+}
+
+#[test]
+fn the_description_is_the_one_in_openapi_json() {
+    let (_, description) = described();
+    let described = description.to_pretty_json().unwrap() + "\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    if kept != described {
+        std::fs::write(&path, described).unwrap();
+        panic!("openapi.json did not describe this API; it does now: look at the difference");
+    }
+}
+
+#[test]
+fn every_operation_is_described_and_has_a_name_of_its_own() {
+    let (_, description) = described();
+    let description = serde_json::to_value(description).unwrap();
+    let mut names = std::collections::BTreeSet::new();
+    for (path, item) in description["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap();
+            assert!(names.insert(name.to_owned()), "{name} twice");
+            assert!(operation["summary"].is_string(), "{method} {path}");
+        }
+    }
+    assert!(names.len() > 15);
+}
+
+#[tokio::test]
+async fn a_machine_is_added_shown_changed_and_removed() {
+    let test = Test::new();
+    test.import("debian");
+    let body = json!({ "name": "pc07", "mac": "525400000007", "image": "debian", "mode": "reset",
+        "address": "10.0.0.7" });
+    let (status, added) = test.post("/machines", body).await;
+    assert_eq!(status, StatusCode::CREATED);
+    assert_eq!(added["image"], "debian");
+    assert_eq!(test.get("/machines/pc07").await, added);
+    assert_eq!(test.get("/machines/52:54:00:00:00:07").await, added);
+    let (_, changed) = test
+        .patch("/machines/pc07", json!({ "mode": "keep" }))
+        .await;
+    assert_eq!(
+        (&changed["image"], &changed["mode"]),
+        (&json!("debian"), &json!("keep"))
+    );
+    assert_eq!(changed["address"], "10.0.0.7", "left out, so it stays");
+    let (_, changed) = test
+        .patch("/machines/pc07", json!({ "address": null }))
+        .await;
+    assert_eq!(changed["address"], Value::Null);
+    let (status, _) = test.delete("/machines/pc07").await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(test.get("/machines").await, json!([]));
+}
+
+#[tokio::test]
+async fn a_refusal_is_one_sentence_with_the_status_that_fits() {
+    let test = Test::new();
+    test.add("pc07", 7).await;
+    let machine = |name, mac| json!({ "name": name, "mac": mac });
+    let refused = [
+        (
+            StatusCode::CONFLICT,
+            test.post("/machines", machine("pc08", "525400000007"))
+                .await,
+        ),
+        (
+            StatusCode::CONFLICT,
+            test.post("/machines", machine("pc07", "525400000008"))
+                .await,
+        ),
+        (
+            StatusCode::BAD_REQUEST,
+            test.post("/machines", machine("PC08", "525400000008"))
+                .await,
+        ),
+        (
+            StatusCode::BAD_REQUEST,
+            test.post("/machines", machine("pc08", "5254")).await,
+        ),
+        (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            test.post("/machines", json!({ "nam": "pc08" })).await,
+        ),
+        (
+            StatusCode::BAD_REQUEST,
+            test.ask(Method::POST, "/machines", "{").await,
+        ),
+        (
+            StatusCode::NOT_FOUND,
+            test.ask(Method::GET, "/machines/pc99", "").await,
+        ),
+        (
+            StatusCode::NOT_FOUND,
+            test.ask(Method::GET, "/images/win11", "").await,
+        ),
+        (
+            StatusCode::NOT_FOUND,
+            test.ask(Method::GET, "/nonsense", "").await,
+        ),
+        (
+            StatusCode::METHOD_NOT_ALLOWED,
+            test.ask(Method::PUT, "/machines", "").await,
+        ),
+        (
+            StatusCode::BAD_REQUEST,
+            test.patch("/machines/pc07", json!({ "mode": "keep" }))
+                .await,
+        ),
+        (
+            StatusCode::NOT_FOUND,
+            test.patch("/machines/pc07", json!({ "image": "win11" }))
+                .await,
+        ),
+        (
+            StatusCode::BAD_REQUEST,
+            test.ask(Method::GET, "/imports/7", "").await,
+        ),
+    ];
+    for (number, (expected, (status, body))) in refused.into_iter().enumerate() {
+        assert_eq!(status, expected, "{number}: {body}");
+        let sentence = body["error"].as_str().unwrap();
+        assert!(
+            !sentence.is_empty() && !sentence.contains('\n'),
+            "{sentence}"
+        );
+    }
+    assert_eq!(test.get("/machines").await.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_machine_that_runs_is_neither_removed_nor_renamed() {
+    let test = Test::new();
+    let id = test.add("pc07", 7).await;
+    test.runs(id);
+    let (status, body) = test.delete("/machines/pc07").await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(
+        body["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("pc07 is running"),
+        "{body}"
+    );
+    let (status, _) = test
+        .patch("/machines/pc07", json!({ "name": "pc08" }))
+        .await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(test.live.closed.lock().unwrap().is_empty());
+    assert_eq!(test.get("/machines/pc07").await["running"], true);
+    // Its fixed address is its own affair at the next boot.
+    let (status, _) = test
+        .patch("/machines/pc07", json!({ "address": "10.0.0.7" }))
+        .await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn removing_by_force_closes_the_machine_first() {
+    let test = Test::new();
+    let id = test.add("pc07", 7).await;
+    test.runs(id);
+    let (status, _) = test.delete("/machines/pc07?force=true").await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(*test.live.closed.lock().unwrap(), [id]);
+}
+
+#[tokio::test]
+async fn an_overlay_of_a_machine_that_runs_is_not_removed() {
+    let test = Test::new();
+    let id = test.add("pc07", 7).await;
+    test.import("debian");
+    let image = test
+        .api
+        .inventory
+        .image(&ImageRef::parse("debian").unwrap())
+        .unwrap();
+    let overlay = test
+        .api
+        .inventory
+        .add_overlay(id, &image, OverlayMode::Keep)
+        .unwrap();
+    let listed = test.get("/overlays").await;
+    assert_eq!(listed[0]["machine"], "pc07");
+    assert_eq!(listed[0]["image"], "debian@1");
+    test.runs(id);
+    let path = format!("/overlays/{}", overlay.uuid);
+    assert_eq!(test.delete(&path).await.0, StatusCode::CONFLICT);
+    test.live.close_machine(id);
+    assert_eq!(test.delete(&path).await.0, StatusCode::NO_CONTENT);
+    assert_eq!(test.get("/overlays").await, json!([]));
+}
+
+#[tokio::test]
+async fn an_import_runs_on_its_own_and_tells_how_it_stands() {
+    let test = Test::new();
+    let source = test.directory.path().join("a.raw");
+    std::fs::write(&source, vec![1; 3 << 20]).unwrap();
+    let body = json!({ "name": "debian", "path": source, "comment": "first" });
+    let (status, import) = test.post("/imports", body).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{import}");
+    assert_eq!(import["total_bytes"], 3 << 20);
+    let path = format!("/imports/{}", import["id"].as_str().unwrap());
+    let ended = loop {
+        let import = test.get(&path).await;
+        if import["state"] != "running" {
+            break import;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert_eq!(ended["state"], "done", "{ended}");
+    assert_eq!(ended["done_bytes"], ended["total_bytes"]);
+    assert_eq!(ended["image"]["comment"], "first");
+    let images = test.get("/images").await;
+    assert_eq!(images[0], ended["image"]);
+    assert_eq!(images[0]["current"], true);
+    assert_eq!(test.get("/images/debian@1").await, images[0]);
+    let (status, removed) = test.delete("/images/debian@1").await;
+    assert_eq!((status, &removed), (StatusCode::OK, &images));
+}
+
+#[tokio::test]
+async fn a_timeline_is_told_by_boots() {
+    let test = Test::new();
+    test.add("pc07", 7).await;
+    let timeline = &test.api.timeline;
+    timeline.record(mac(7), Stage::FirmwareAsked, "BIOS PXE");
+    timeline.record_boot(mac(7), 1, Stage::LoggedIn, "");
+    timeline.record(mac(7), Stage::FirmwareAsked, "BIOS PXE");
+    let boots = test.get("/machines/pc07/timeline").await;
+    assert_eq!(boots.as_array().unwrap().len(), 2);
+    assert_eq!(boots[0]["generation"], 1);
+    let first = &boots[0]["events"][0];
+    assert_eq!(first["stage"], "firmware-asked");
+    assert_eq!(first["detail"], "BIOS PXE");
+    assert_eq!(first["since_began_seconds"], 0.0);
+    test.delete("/machines/pc07").await;
+    assert!(test.api.timeline.events(mac(7)).is_empty());
+}
+
+#[tokio::test]
+async fn leases_sessions_and_status_name_their_machine() {
+    let test = Test::new();
+    let id = test.add("pc07", 7).await;
+    let lease = dhcp::Lease {
+        mac: mac(7),
+        address: [10, 0, 0, 7].into(),
+        expires: std::time::SystemTime::UNIX_EPOCH,
+        uuid: None,
+        host_name: Some("debian".into()),
+    };
+    test.api.inventory.lease_store().save(&lease).unwrap();
+    test.runs(id);
+    let leases = test.get("/leases").await;
+    assert_eq!(
+        (&leases[0]["machine"], &leases[0]["expired"]),
+        (&json!("pc07"), &json!(true))
+    );
+    let sessions = test.get("/sessions").await;
+    assert_eq!(sessions[0]["machine"], "pc07");
+    let status = test.get("/status").await;
+    assert_eq!(status["machines_running"], json!(["pc07"]));
+    assert_eq!(status["listens"][0]["address"], "10.0.0.1:3260");
+    assert_eq!(status["foreign_dhcp_servers"], json!(["10.0.0.254"]));
+}
+
+#[tokio::test]
+async fn on_a_loopback_address_web_pages_are_refused() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let test = Test::new();
+    let bound = Listeners::bind(None, Some("127.0.0.1:0".parse().unwrap()))
+        .await
+        .unwrap();
+    let door = bound.doors().remove(0).address;
+    let address = door.strip_prefix("http://").unwrap().to_owned();
+    let server = bound.serve(test.api.clone());
+    let ask = async |headers: &str| {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let request = format!("GET {PREFIX}/status HTTP/1.1\r\nConnection: close\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(ask(&format!("Host: {address}\r\n")).await, "200");
+    assert_eq!(ask("Host: rebound.example.org\r\n").await, "403");
+    let from_a_page = format!("Host: {address}\r\nOrigin: http://example.org\r\n");
+    assert_eq!(ask(&from_a_page).await, "403");
+    server.stop().await;
+}
