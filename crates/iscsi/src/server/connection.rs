@@ -75,9 +75,11 @@ pub(super) fn start(
     };
     let parameters = entrance.parameters.clone();
     let exp_cmd_sn = entrance.exp_cmd_sn;
+    let thread_count = shared.sessions.thread();
     let run = move || {
         // Dropped in the reverse order: the target is let go of, then the
         // session leaves the list, then whoever waits for its end hears.
+        let _thread_count = thread_count;
         let (guard, target) = attachment.map(|a| (a.guard, a.target)).unzip();
         let _guard = guard;
         let entered = entered;

@@ -130,6 +130,7 @@ impl Sessions {
                     next_id: 1,
                     next_tsih: 1,
                     limit,
+                    threads: 0,
                     closed: false,
                 }),
                 changed: Condvar::new(),
@@ -224,11 +225,18 @@ impl Sessions {
         }
     }
 
-    /// Waits until all sessions are gone; `false` when time ran out.
+    /// Counts a session's thread among those that have not ended.
+    pub(crate) fn thread(&self) -> ThreadCount {
+        self.shared.lock().threads += 1;
+        ThreadCount(self.clone())
+    }
+
+    /// Waits until all sessions are gone, their guards included; `false` when
+    /// time ran out.
     pub(crate) fn wait_until_empty(&self, time: Duration) -> bool {
         let deadline = Instant::now() + time;
         let mut table = self.shared.lock();
-        while !table.entries.is_empty() {
+        while !table.entries.is_empty() || table.threads > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
@@ -291,6 +299,16 @@ impl Drop for Entered {
     }
 }
 
+/// A session's thread, until the last thing it does.
+pub(crate) struct ThreadCount(Sessions);
+
+impl Drop for ThreadCount {
+    fn drop(&mut self) {
+        self.0.shared.lock().threads -= 1;
+        self.0.shared.changed.notify_all();
+    }
+}
+
 /// What a session counts; written by its thread, read by anybody.
 #[derive(Default)]
 pub(crate) struct Stats {
@@ -329,6 +347,7 @@ struct Table {
     next_id: u64,
     next_tsih: u16,
     limit: usize,
+    threads: usize,
     closed: bool,
 }
 
