@@ -1,0 +1,327 @@
+//! Builds everything from [`Config`], runs it, drains it.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api::{self, Api, Door};
+use crate::boot::script::Doors;
+use crate::check::Served;
+use crate::config::{Config, DhcpMode};
+use crate::inventory::{Inventory, Limits};
+use crate::services::dhcp::Addressing;
+use crate::services::iscsi::MachineDisks;
+use crate::services::tftp::LoaderFiles;
+use crate::services::{Addresses, Loaders, Site, http};
+use crate::timeline::Timeline;
+
+mod live;
+
+use live::LiveFacts;
+
+/// How long commands in hand may take once the program ends.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long `full` mode waits for another DHCP server to answer; dnsmasq takes
+/// 3 s to see whether an address is free before it offers it.
+const LOOK_FOR_SERVERS: Duration = Duration::from_secs(5);
+/// How often idle disks are looked for.
+const IDLE_CHECK: Duration = Duration::from_secs(15);
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) async fn serve(config: Config, served: Served) -> anyhow::Result<()> {
+    let mut stop = Stop::listen()?;
+    let running = Running::start(&config, &served).await?;
+    running.announce(&config, &served);
+    stop.asked().await;
+    tracing::info!("ending; machines that run wait until diskless is back");
+    running.stop().await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// Everything that runs.
+struct Running {
+    inventory: Arc<Inventory>,
+    timeline: Arc<Timeline>,
+    disks: Arc<MachineDisks>,
+    iscsi: iscsi::Server,
+    http: http::Server,
+    tftp: Option<tftp::Server>,
+    dhcp: dhcp::Server,
+    api: api::Server,
+    doors: Vec<Door>,
+    idle: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    /// Opens the data, then the doors in the order a machine needs them last
+    /// to first: whoever is answered by DHCP finds everything else there.
+    async fn start(config: &Config, served: &Served) -> anyhow::Result<Running> {
+        let limits = Limits {
+            pending_machines: config.machines.pending_limit,
+        };
+        // A second `serve` ends here or at the lock on the data.
+        let listeners =
+            api::Listeners::bind(config.api.socket.as_deref(), config.api.listen).await?;
+        let inventory = Arc::new(Inventory::open(&config.data, limits)?);
+        let overlays = config.data.join("overlays");
+        disk::overlay::sweep(&overlays)
+            .with_context(|| format!("looking through {}", overlays.display()))?;
+        let timeline = Arc::new(Timeline::open(Arc::clone(&inventory))?);
+        let site = Arc::new(site(config, served.address, &inventory, &timeline)?);
+
+        let disks = Arc::new(MachineDisks::new(Arc::clone(&site)));
+        let portal = SocketAddr::from((served.address, config.iscsi.port));
+        let targets = Arc::clone(&disks) as Arc<dyn iscsi::Targets>;
+        let iscsi = iscsi::Server::bind(&[portal], targets, iscsi::Limits::default())
+            .with_context(|| format!("opening the iSCSI portal {portal}"))?;
+
+        let address = SocketAddr::from((served.address, config.http.port));
+        let http = http::Server::start(address, Arc::clone(&site))
+            .await
+            .with_context(|| format!("opening the HTTP port {address}"))?;
+
+        let tftp = config.tftp.enabled.then(|| {
+            let address = SocketAddrV4::new(served.address, config.tftp.port);
+            let limits = tftp::Limits {
+                max_block_bytes: config.tftp.block_bytes,
+                ..tftp::Limits::default()
+            };
+            tftp::Server::start(&[address], Arc::new(LoaderFiles(Arc::clone(&site))), limits)
+                .with_context(|| format!("opening the TFTP port {address}"))
+        });
+        let tftp = tftp.transpose()?;
+
+        if config.dhcp.mode == DhcpMode::Full && !config.dhcp.allow_other_servers {
+            refuse_beside_another(&served.interface).await?;
+        }
+        let policy = Arc::new(Addressing::new(Arc::clone(&site)));
+        policy.watch(iscsi.sessions());
+        let interface = dhcp::InterfaceConfig {
+            name: served.interface.clone(),
+            address: served.address,
+            netmask: served.netmask,
+        };
+        let dhcp = dhcp::Server::start(
+            vec![interface],
+            dhcp_settings(config, served),
+            Arc::clone(&policy) as Arc<dyn dhcp::Policy>,
+            inventory.store(),
+        )
+        .context("opening the DHCP ports")?;
+        let mut doors = doors(config, &iscsi, &http, tftp.as_ref());
+        doors.extend(listeners.doors());
+        let live = Arc::new(LiveFacts {
+            started: Instant::now(),
+            dhcp_mode: word(config.dhcp.mode),
+            interface: served.interface.clone(),
+            doors: doors.clone(),
+            inventory: Arc::clone(&inventory),
+            sessions: iscsi.sessions(),
+            disks: Arc::clone(&disks),
+            policy,
+        });
+        let facts = Api {
+            inventory: Arc::clone(&inventory),
+            timeline: Arc::clone(&timeline),
+            live,
+        };
+        let api = listeners.serve(facts);
+
+        let idle = tokio::spawn(close_idle(Arc::clone(&disks)));
+        Ok(Running {
+            inventory,
+            timeline,
+            disks,
+            iscsi,
+            http,
+            tftp,
+            dhcp,
+            api,
+            doors,
+            idle,
+        })
+    }
+
+    /// Says where it listens, one line a door.
+    fn announce(&self, config: &Config, served: &Served) {
+        let version = env!("CARGO_PKG_VERSION");
+        println!(
+            "diskless {version} on {} ({})",
+            served.interface, served.address
+        );
+        let role = match config.dhcp.mode {
+            DhcpMode::Observe => {
+                "observe: answers nothing, reports who boots from the network \
+                 (to answer: dhcp.mode = \"proxy\" or \"full\")"
+            }
+            DhcpMode::Proxy => "proxy: boot information beside another DHCP server",
+            DhcpMode::Full => "full: addresses and boot information",
+        };
+        println!("  mode   {role}");
+        for door in &self.doors {
+            println!("  {:<6} {}", door.service, door.address);
+        }
+        println!("  data   {}", config.data.display());
+        println!("ready");
+    }
+
+    /// Closes the doors in the order a machine walks them, then the data.
+    async fn stop(self) {
+        self.idle.abort();
+        let _ = self.idle.await;
+        self.api.stop().await;
+        self.dhcp.stop().await;
+        if let Some(tftp) = self.tftp {
+            tftp.stop().await;
+        }
+        self.http.stop().await;
+        let (iscsi, disks, inventory, timeline) =
+            (self.iscsi, self.disks, self.inventory, self.timeline);
+        let closed = tokio::task::spawn_blocking(move || {
+            iscsi.shutdown(DRAIN);
+            disks.close_all();
+            inventory.stop_imports();
+            if let Err(error) = timeline.save() {
+                tracing::error!(%error, "saving the timeline");
+            }
+        });
+        if let Err(error) = closed.await {
+            tracing::error!(%error, "closing the disks");
+        }
+    }
+}
+
+fn site(
+    config: &Config,
+    address: Ipv4Addr,
+    inventory: &Arc<Inventory>,
+    timeline: &Arc<Timeline>,
+) -> anyhow::Result<Site> {
+    let files = config.data.join("files");
+    std::fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
+    let http = match config.http.port {
+        80 => format!("http://{address}"),
+        port => format!("http://{address}:{port}"),
+    };
+    let addresses = Addresses::default();
+    for lease in inventory.leases()? {
+        addresses.learn(lease.address, lease.mac);
+    }
+    Ok(Site {
+        inventory: Arc::clone(inventory),
+        timeline: Arc::clone(timeline),
+        loaders: Loaders::new(config.loaders.directory.as_deref()),
+        addresses,
+        doors: Doors {
+            http,
+            iscsi_address: address,
+            iscsi_port: config.iscsi.port,
+        },
+        target_prefix: config.iscsi.target_prefix.clone(),
+        files,
+        retry: config.boot.retry,
+    })
+}
+
+fn dhcp_settings(config: &Config, served: &Served) -> dhcp::Settings {
+    let given = &config.dhcp;
+    dhcp::Settings {
+        mode: given.mode,
+        lease_time: given.lease,
+        subnets: vec![dhcp::Subnet {
+            network: served.address,
+            netmask: served.netmask,
+            ranges: given.pool.clone(),
+            routers: given.router.into_iter().collect(),
+            dns: given.dns.clone(),
+            domain: given.domain.clone(),
+            ntp: given.ntp.clone(),
+            mtu: None,
+        }],
+    }
+}
+
+async fn refuse_beside_another(interface: &str) -> anyhow::Result<()> {
+    tracing::info!(interface, "looking for another DHCP server");
+    let servers = dhcp::look_for_other_servers(interface, LOOK_FOR_SERVERS)
+        .await
+        .with_context(|| format!("looking for another DHCP server on {interface}"))?;
+    if servers.is_empty() {
+        return Ok(());
+    }
+    let servers: Vec<String> = servers.iter().map(Ipv4Addr::to_string).collect();
+    bail!(
+        "another DHCP server answers on {interface}: {}. Two of them give machines addresses that \
+         clash. Set dhcp.mode = \"proxy\" to serve beside it, or switch it off; if both are meant \
+         to be there, set dhcp.allow_other_servers = true",
+        servers.join(", ")
+    )
+}
+
+/// Where machines come in.
+fn doors(
+    config: &Config,
+    iscsi: &iscsi::Server,
+    http: &http::Server,
+    tftp: Option<&tftp::Server>,
+) -> Vec<Door> {
+    let door = |service: &str, address: String| Door {
+        service: service.to_owned(),
+        address,
+    };
+    let mut doors = Vec::new();
+    if config.dhcp.mode != DhcpMode::Observe {
+        doors.push(door("dhcp", "ports 67 and 4011".to_owned()));
+    }
+    for address in tftp.map(tftp::Server::local_addresses).unwrap_or_default() {
+        doors.push(door("tftp", address.to_string()));
+    }
+    doors.push(door("http", http.address().to_string()));
+    for portal in iscsi.portals() {
+        doors.push(door("iscsi", portal.to_string()));
+    }
+    doors
+}
+
+fn word(mode: DhcpMode) -> &'static str {
+    match mode {
+        DhcpMode::Observe => "observe",
+        DhcpMode::Proxy => "proxy",
+        DhcpMode::Full => "full",
+    }
+}
+
+async fn close_idle(disks: Arc<MachineDisks>) {
+    loop {
+        tokio::time::sleep(IDLE_CHECK).await;
+        let disks = Arc::clone(&disks);
+        // Closing writes a checkpoint, and waits for it.
+        let _ = tokio::task::spawn_blocking(move || disks.close_idle()).await;
+    }
+}
+
+/// The signals that end the program in order.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> anyhow::Result<Stop> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate()).context("listening for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listening for SIGINT")?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

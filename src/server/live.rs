@@ -1,0 +1,72 @@
+//! What is so at this moment, for the API.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::api::{Door, Live, LiveSession, LiveStatus};
+use crate::inventory::{Inventory, Machine, parse_chap_name};
+use crate::services::dhcp::Addressing;
+use crate::services::iscsi::MachineDisks;
+
+/// Answers [`Live`] from the services.
+pub(super) struct LiveFacts {
+    pub(super) started: Instant,
+    pub(super) dhcp_mode: &'static str,
+    pub(super) interface: String,
+    pub(super) doors: Vec<Door>,
+    pub(super) inventory: Arc<Inventory>,
+    pub(super) sessions: iscsi::Sessions,
+    pub(super) disks: Arc<MachineDisks>,
+    pub(super) policy: Arc<Addressing>,
+}
+
+impl Live for LiveFacts {
+    fn status(&self) -> LiveStatus {
+        LiveStatus {
+            uptime: self.started.elapsed(),
+            interface: self.interface.clone(),
+            dhcp_mode: self.dhcp_mode.to_owned(),
+            doors: self.doors.clone(),
+            foreign_dhcp_servers: self.policy.foreign_servers(),
+        }
+    }
+
+    fn sessions(&self) -> Vec<LiveSession> {
+        self.sessions
+            .list()
+            .into_iter()
+            .map(|session| self.shown(session))
+            .collect()
+    }
+
+    fn machine_in_use(&self, machine: Uuid) -> bool {
+        self.disks.is_in_use(machine)
+    }
+
+    fn close_machine(&self, machine: Uuid) {
+        if let Ok(machine) = self.inventory.machine(machine) {
+            self.disks.close(&machine);
+        }
+    }
+}
+
+impl LiveFacts {
+    fn shown(&self, session: iscsi::SessionInfo) -> LiveSession {
+        let named = session.chap_name.as_deref().and_then(parse_chap_name);
+        let machine: Option<Machine> =
+            named.and_then(|(name, _)| self.inventory.machine_by_name(name).ok());
+        LiveSession {
+            machine: machine.map(|machine| machine.id),
+            generation: named.map(|(_, generation)| generation),
+            initiator: session.initiator.clone(),
+            target: session.target.clone(),
+            peer: session.peer.to_string(),
+            since: jiff::Timestamp::try_from(session.since).unwrap_or_default(),
+            commands: session.commands,
+            read_bytes: session.bytes_read,
+            written_bytes: session.bytes_written,
+        }
+    }
+}
