@@ -3,7 +3,8 @@
 //! Two files of 4 KiB, written in turn; the newest valid one wins, so a torn
 //! write leaves the older. All integers little-endian.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::{OverlayMode, field};
@@ -54,7 +55,7 @@ impl Head {
         let mut newest: Option<Head> = None;
         let mut found = false;
         for name in ["head.a", "head.b"] {
-            let bytes = match std::fs::read(dir.join(name)) {
+            let bytes = match read_at_most(&dir.join(name), HEAD_BYTES + 1) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => {
@@ -111,7 +112,10 @@ impl Head {
     ///
     /// An error leaves open which of the two will be read.
     pub(super) fn write(&mut self, files: &Files, dir: &Path) -> io::Result<()> {
-        self.sequence += 1;
+        self.sequence = self
+            .sequence
+            .checked_add(1)
+            .ok_or_else(|| io::Error::other("no more heads"))?;
         let name = ["head.a", "head.b"][usize::from(self.sequence % 2 == 1)];
         let path = dir.join(name);
         let bytes = self.emit();
@@ -201,6 +205,14 @@ impl Head {
                 .collect(),
         })
     }
+}
+
+fn read_at_most(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(limit as u64)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Why a head was not read.

@@ -9,7 +9,7 @@
 //! a layer writes a checkpoint before the first record. So what lies behind a
 //! torn tail can never be taken for a later record.
 
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -136,7 +136,10 @@ impl Journal {
         live: &Live,
         sync_data: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), StepError> {
-        let sequence = self.sequence + 1;
+        let Some(sequence) = self.sequence.checked_add(1) else {
+            let error = corrupt(&self.dir, "has no more numbers for checkpoints");
+            return Err(StepError::Abandoned(error));
+        };
         let log_path = self.dir.join(format!("log.{sequence}"));
         let map_path = self.dir.join(format!("map.{sequence}"));
         let new_path = self.dir.join(format!("map.{sequence}.new"));
@@ -212,10 +215,15 @@ pub(super) fn replay(files: &Files, dir: &Path, live: &Live) -> io::Result<()> {
     };
     read_map(&dir.join(format!("map.{sequence}")), sequence, live)?;
     let log_path = dir.join(format!("log.{sequence}"));
-    match std::fs::read(&log_path) {
+    match std::fs::File::open(&log_path) {
         // Its name is durable before its first record is written.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        bytes => replay_log(&log_path, &bytes?, sequence, live)?,
+        log => {
+            let mut bytes = Vec::new();
+            // One record may begin right below the limit.
+            log?.take(2 * LOG_BYTES_MAX).read_to_end(&mut bytes)?;
+            replay_log(&log_path, &bytes, sequence, live)?;
+        }
     }
     Ok(())
 }

@@ -1007,7 +1007,11 @@ fn replace_layers(
     dir: &Path,
     head: &mut Head,
 ) -> Result<(Layer, Journal), StepError> {
-    let number = head.layers.iter().max().map_or(0, |newest| newest + 1);
+    let newest = head.layers.iter().max().copied().unwrap_or(0);
+    let number = newest.checked_add(1).ok_or_else(|| {
+        let error = io::Error::other("no more numbers for layers");
+        StepError::Abandoned(error)
+    })?;
     let made = Layer::create(files, dir, number, head.base.size_bytes, head.mode)
         .and_then(|made| files.sync_dir(dir).map(|()| made))
         .map_err(StepError::Abandoned)?;

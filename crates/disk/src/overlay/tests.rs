@@ -221,6 +221,45 @@ fn a_switch_empties_a_reset_overlay_and_keeps_a_keep_overlay() {
 }
 
 #[test]
+fn nobody_writes_through_the_old_handle_once_a_switch_has_returned() {
+    let site = Site::new();
+    for mode in BOTH {
+        let old = site.create(mode);
+        let answered = AtomicBool::new(false);
+        let new = std::thread::scope(|scope| {
+            for writer in 0..3_u64 {
+                let (old, answered) = (&old, &answered);
+                scope.spawn(move || {
+                    for round in 0_u64.. {
+                        let fill = u8::try_from(round % 200 + 50).unwrap();
+                        let offset = (writer * 60 + round % 60) * 4096 + 512 * writer;
+                        match old.write(offset, &[fill; 3000]) {
+                            Ok(()) => answered.store(true, Ordering::Relaxed),
+                            Err(DiskError::Failed(_)) => return,
+                            Err(other) => panic!("{other}"),
+                        }
+                    }
+                });
+            }
+            while !answered.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+            let new = old.switch(2).unwrap();
+            let mut before = vec![0; 1 << 20];
+            new.read(0, &mut before).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let mut after = vec![0; 1 << 20];
+            new.read(0, &mut after).unwrap();
+            assert!(before == after);
+            new
+        });
+        if mode == OverlayMode::Reset {
+            assert_eq!(new.usage().unwrap().own_blocks, 0);
+        }
+    }
+}
+
+#[test]
 fn a_restart_takes_another_version_of_another_size() {
     let site = Site::new();
     let overlay = site.create(OverlayMode::Reset);
