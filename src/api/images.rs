@@ -40,7 +40,7 @@ pub(crate) struct Image {
 
 /// Lists every version of every image, by name and version.
 #[utoipa::path(get, path = "/images", tag = "images", operation_id = "list_images",
-    responses((status = 200, body = Vec<Image>)))]
+    responses((status = 200, description = "every version", body = Vec<Image>)))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Image>>, ApiError> {
     api.work(|api| {
         let images = api.inventory.images();
@@ -52,7 +52,8 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Image>>, Api
 /// Shows one version of an image.
 #[utoipa::path(get, path = "/images/{image}", tag = "images", operation_id = "show_image",
     params(("image" = String, Path, description = "NAME (its current version) or NAME@VERSION")),
-    responses((status = 200, body = Image), (status = 404, body = ErrorBody)))]
+    responses((status = 200, description = "the version", body = Image),
+        (status = 404, description = "there is none", body = ErrorBody)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Path(image): Path<String>,
@@ -68,7 +69,7 @@ pub(super) async fn show(
 #[utoipa::path(delete, path = "/images/{image}", tag = "images", operation_id = "remove_image",
     params(("image" = String, Path, description = "NAME (every version) or NAME@VERSION")),
     responses((status = 200, description = "what was removed", body = Vec<Image>),
-        (status = 404, body = ErrorBody),
+        (status = 404, description = "there is none", body = ErrorBody),
         (status = 409, description = "a machine or an overlay uses it", body = ErrorBody)))]
 pub(super) async fn remove(
     State(api): State<Api>,

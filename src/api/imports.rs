@@ -64,7 +64,7 @@ pub(crate) enum ImportStateWord {
 
 /// Lists the imports of this run of the server, oldest first.
 #[utoipa::path(get, path = "/imports", tag = "images", operation_id = "list_imports",
-    responses((status = 200, body = Vec<Import>)))]
+    responses((status = 200, description = "every import", body = Vec<Import>)))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Import>>, ApiError> {
     api.work(|api| {
         let imports = api.inventory.imports();
@@ -76,7 +76,7 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Import>>, Ap
 /// Starts an import; it goes on without the asker.
 #[utoipa::path(post, path = "/imports", tag = "images", operation_id = "start_import",
     request_body = StartImport,
-    responses((status = 202, body = Import),
+    responses((status = 202, description = "the import, begun", body = Import),
         (status = 400, description = "not a raw disk image", body = ErrorBody),
         (status = 409, description = "too many are running", body = ErrorBody)))]
 pub(super) async fn start(
@@ -97,7 +97,8 @@ pub(super) async fn start(
 /// Shows how an import stands.
 #[utoipa::path(get, path = "/imports/{id}", tag = "images", operation_id = "show_import",
     params(("id" = String, Path, format = "uuid")),
-    responses((status = 200, body = Import), (status = 404, body = ErrorBody)))]
+    responses((status = 200, description = "the import as it stands", body = Import),
+        (status = 404, description = "there is none", body = ErrorBody)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Path(id): Path<Uuid>,
@@ -109,7 +110,8 @@ pub(super) async fn show(
 /// Tells an import to stop; it removes what it has written.
 #[utoipa::path(delete, path = "/imports/{id}", tag = "images", operation_id = "cancel_import",
     params(("id" = String, Path, format = "uuid")),
-    responses((status = 202), (status = 404, body = ErrorBody)))]
+    responses((status = 202, description = "it has been told"),
+        (status = 404, description = "there is none", body = ErrorBody)))]
 pub(super) async fn cancel(
     State(api): State<Api>,
     Path(id): Path<Uuid>,

@@ -33,7 +33,7 @@ pub(crate) struct Lease {
 
 /// Lists every lease, by address.
 #[utoipa::path(get, path = "/leases", tag = "leases", operation_id = "list_leases",
-    responses((status = 200, body = Vec<Lease>)))]
+    responses((status = 200, description = "every lease", body = Vec<Lease>)))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Lease>>, ApiError> {
     api.work(|api| {
         let machines = api.inventory.machines()?;

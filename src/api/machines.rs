@@ -204,7 +204,7 @@ pub(crate) struct RemoveMachine {
 
 /// Lists every machine, by name.
 #[utoipa::path(get, path = "/machines", tag = "machines", operation_id = "list_machines",
-    responses((status = 200, body = Vec<Machine>)))]
+    responses((status = 200, description = "every machine", body = Vec<Machine>)))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Machine>>, ApiError> {
     api.work(|api| {
         let machines = api.inventory.machines()?;
@@ -217,7 +217,8 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Machine>>, A
 /// Adds a machine; one that is pending under this MAC is taken in.
 #[utoipa::path(post, path = "/machines", tag = "machines", operation_id = "add_machine",
     request_body = AddMachine,
-    responses((status = 201, body = Machine), (status = 400, body = ErrorBody),
+    responses((status = 201, description = "the machine added", body = Machine),
+        (status = 400, description = "it makes no sense", body = ErrorBody),
         (status = 404, description = "no such image", body = ErrorBody),
         (status = 409, description = "name, MAC or address given already", body = ErrorBody)))]
 pub(super) async fn add(
@@ -251,7 +252,8 @@ pub(super) async fn add(
 /// Shows one machine, by name or MAC.
 #[utoipa::path(get, path = "/machines/{machine}", tag = "machines", operation_id = "show_machine",
     params(("machine" = String, Path, description = "name or MAC")),
-    responses((status = 200, body = Machine), (status = 404, body = ErrorBody)))]
+    responses((status = 200, description = "the machine as it is now", body = Machine),
+        (status = 404, description = "there is none", body = ErrorBody)))]
 pub(super) async fn show(
     State(api): State<Api>,
     Path(machine): Path<String>,
@@ -264,7 +266,8 @@ pub(super) async fn show(
 #[utoipa::path(patch, path = "/machines/{machine}", tag = "machines", operation_id = "set_machine",
     params(("machine" = String, Path, description = "name or MAC")),
     request_body = SetMachine,
-    responses((status = 200, body = Machine), (status = 400, body = ErrorBody),
+    responses((status = 200, description = "the machine as it is now", body = Machine),
+        (status = 400, description = "it makes no sense", body = ErrorBody),
         (status = 404, description = "no such machine or image", body = ErrorBody),
         (status = 409, description = "name, MAC or address given already, or the machine runs",
             body = ErrorBody)))]
@@ -309,7 +312,8 @@ pub(super) async fn set(
 #[utoipa::path(delete, path = "/machines/{machine}", tag = "machines",
     operation_id = "remove_machine",
     params(("machine" = String, Path, description = "name or MAC"), RemoveMachine),
-    responses((status = 204), (status = 404, body = ErrorBody),
+    responses((status = 204, description = "removed"),
+        (status = 404, description = "there is none", body = ErrorBody),
         (status = 409, description = "it runs", body = ErrorBody)))]
 pub(super) async fn remove(
     State(api): State<Api>,
@@ -339,7 +343,8 @@ pub(super) async fn remove(
 #[utoipa::path(get, path = "/machines/{machine}/timeline", tag = "machines",
     operation_id = "show_timeline",
     params(("machine" = String, Path, description = "name or MAC")),
-    responses((status = 200, body = Vec<Boot>), (status = 404, body = ErrorBody)))]
+    responses((status = 200, description = "its boots", body = Vec<Boot>),
+        (status = 404, description = "there is none", body = ErrorBody)))]
 pub(super) async fn timeline(
     State(api): State<Api>,
     Path(machine): Path<String>,

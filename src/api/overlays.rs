@@ -37,7 +37,7 @@ pub(crate) struct Overlay {
 
 /// Lists every overlay, oldest first.
 #[utoipa::path(get, path = "/overlays", tag = "overlays", operation_id = "list_overlays",
-    responses((status = 200, body = Vec<Overlay>)))]
+    responses((status = 200, description = "every overlay", body = Vec<Overlay>)))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Overlay>>, ApiError> {
     api.work(|api| {
         let machines = api.inventory.machines()?;
@@ -64,7 +64,8 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Overlay>>, A
 #[utoipa::path(delete, path = "/overlays/{uuid}", tag = "overlays",
     operation_id = "remove_overlay",
     params(("uuid" = String, Path, format = "uuid")),
-    responses((status = 204), (status = 404, body = ErrorBody),
+    responses((status = 204, description = "removed"),
+        (status = 404, description = "there is none", body = ErrorBody),
         (status = 409, description = "its machine runs", body = ErrorBody)))]
 pub(super) async fn remove(
     State(api): State<Api>,

@@ -34,7 +34,7 @@ pub(crate) struct Session {
 
 /// Lists the sessions, oldest first. A machine may have several.
 #[utoipa::path(get, path = "/sessions", tag = "sessions", operation_id = "list_sessions",
-    responses((status = 200, body = Vec<Session>)))]
+    responses((status = 200, description = "every session", body = Vec<Session>)))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Session>>, ApiError> {
     api.work(|api| {
         let machines = api.inventory.machines()?;

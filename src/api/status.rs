@@ -51,7 +51,7 @@ pub(crate) struct Listens {
 
 /// Shows the server: where it listens, who runs.
 #[utoipa::path(get, path = "/status", tag = "status", operation_id = "show_status",
-    responses((status = 200, body = Status)))]
+    responses((status = 200, description = "the server now", body = Status)))]
 pub(super) async fn show(State(api): State<Api>) -> Result<Json<Status>, ApiError> {
     api.work(|api| {
         let live = api.live.status();

@@ -174,6 +174,13 @@ fn every_operation_is_described_and_has_a_name_of_its_own() {
             let name = operation["operationId"].as_str().unwrap();
             assert!(names.insert(name.to_owned()), "{name} twice");
             assert!(operation["summary"].is_string(), "{method} {path}");
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                // OpenAPI 3.1 section 4.8.17: required.
+                assert!(
+                    response["description"].is_string(),
+                    "{method} {path} {status}"
+                );
+            }
         }
     }
     assert!(names.len() > 15);

@@ -349,7 +349,7 @@ mod tests {
             began: Timestamp::UNIX_EPOCH,
             events: vec![
                 event(0.0, "its firmware asked for an address", "BIOS PXE", 1),
-                event(3.14, "fetched a file", "", 2),
+                event(3.12, "fetched a file", "", 2),
             ],
         }];
         let text = timeline("pc07", &boots);
