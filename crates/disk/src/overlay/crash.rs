@@ -707,7 +707,7 @@ fn a_torn_tail_of_the_log_is_ignored() {
     let before = site.recorder.moment();
     site.flush().unwrap();
     for moment in before..=site.recorder.moment() {
-        site.lose_power_variously(moment, 3, 20);
+        site.lose_power_variously(moment, 3, 12);
     }
 }
 
@@ -724,7 +724,7 @@ fn a_checkpoint_can_be_interrupted_at_each_step() {
         site.flush().unwrap();
         if map() != old {
             checkpoints += 1;
-            let fates = if checkpoints < 3 { 4 } else { 0 };
+            let fates = if checkpoints < 3 { 2 } else { 0 };
             for moment in before..=site.recorder.moment() {
                 site.lose_power_variously(moment, 11, fates);
             }
@@ -766,7 +766,7 @@ fn a_reset_can_be_interrupted_at_each_step() {
         site.write(100, 8).unwrap();
         site.flush().unwrap();
         for moment in before..=site.recorder.moment() {
-            site.lose_power_variously(moment, 17, 6);
+            site.lose_power_variously(moment, 17, 3);
         }
     }
 }
@@ -796,7 +796,7 @@ fn a_process_that_dies_in_a_reset_leaves_the_old_overlay_or_the_new_one() {
             };
             assert!(sectors(&found)[0] == sector_of(stamp, 0), "step {moment}");
             // Whichever it was is there after a loss of power too.
-            for seed in 0..4 {
+            for seed in 0..2 {
                 let left = scratch();
                 let mut dice = Dice(seed);
                 let now = site.recorder.moment();

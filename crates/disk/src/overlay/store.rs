@@ -1,36 +1,32 @@
-//! An open overlay: the data path, the flush, the changes of generation.
+//! An open overlay: its creation, opening, changes of generation and end.
+//!
+//! The data path is in `store/data.rs`, the flush in `store/flush.rs`.
 //!
 //! Locks, in the order they are taken: the journal (one flush at a time), the
 //! stripes in order of their index, the situation (head), the pending marks.
 //! Reads take none.
 
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use self::flush::{Pending, no_checkpoint};
 use super::head::{Head, Rest};
-use super::journal::{Journal, Run, StepError};
-use super::layer::{BLOCK_BYTES, Layer, layer_dir};
-use super::live::{GROUP_BLOCKS, Mark};
+use super::journal::{Journal, StepError};
+use super::layer::{Layer, layer_dir};
 use super::lock::Lock;
 use super::rounds::Rounds;
 use super::{Below, Caching, HostLoss, OverlayMode, Usage, check_retired};
 use crate::files::Files;
 use crate::health::{Health, trouble};
-use crate::zeros::zeros;
-use crate::{BaseId, DiskError, Durability, OpenError, Segment, SharedDisk, range};
+use crate::{BaseId, DiskError, Durability, OpenError, SharedDisk};
+
+mod data;
+mod flush;
 
 /// Locks that writers of the same group of blocks share.
 const STRIPES: usize = 64;
-
-/// Bytes whose marks share a stripe's lock.
-const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
-
-/// Runs of marks remembered for the next flush (2 MiB of them; in tests few);
-/// past this it writes a checkpoint instead of a record.
-const PENDING_RUNS: usize = if cfg!(test) { 48 } else { 1 << 16 };
 
 /// An open overlay, whoever holds it.
 pub(super) struct Store {
@@ -59,46 +55,6 @@ pub(super) struct Store {
 struct Situation {
     head: Head,
     loss: HostLoss,
-}
-
-/// Marks made since the last flush took them, in order.
-#[derive(Default)]
-struct Pending {
-    runs: Vec<Run>,
-    /// More than are in `runs`: all marks that there are.
-    everything: bool,
-}
-
-impl Pending {
-    fn push(&mut self, blocks: Range<u64>, mark: Mark) {
-        if self.everything {
-            return;
-        }
-        if let Some(last) = self.runs.last_mut()
-            && last.mark == mark
-            && last.blocks.end == blocks.start
-        {
-            last.blocks.end = blocks.end;
-        } else if self.runs.len() < PENDING_RUNS {
-            self.runs.push(Run { blocks, mark });
-        } else {
-            self.runs = Vec::new();
-            self.everything = true;
-        }
-    }
-
-    /// Gives back what a flush took and could not note.
-    fn restore(&mut self, mut taken: Pending) {
-        taken.everything |= self.everything;
-        for run in self.runs.drain(..) {
-            taken.push(run.blocks, run.mark);
-        }
-        *self = taken;
-    }
-
-    fn is_empty(&self) -> bool {
-        self.runs.is_empty() && !self.everything
-    }
 }
 
 /// Creation, opening, changes of generation.
@@ -454,414 +410,6 @@ impl Store {
     }
 }
 
-/// The data path.
-impl Store {
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        let mut rest = buffer;
-        self.runs(offset, rest.len() as u64, |mark, run| {
-            let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
-            let (part, behind) = std::mem::take(&mut rest).split_at_mut(length);
-            rest = behind;
-            match mark {
-                Mark::Below => self.base.read(run.start, part)?,
-                Mark::Own => self.read_own(run.start, part)?,
-                Mark::Zero => part.fill(0),
-            }
-            Ok(true)
-        })
-        .map(|_| ())
-    }
-
-    pub(super) fn segments<'a>(
-        &'a self,
-        offset: u64,
-        bytes: u64,
-        segments: &mut Vec<Segment<'a>>,
-    ) -> Result<bool, DiskError> {
-        let before = segments.len();
-        let answer = self.runs(offset, bytes, |mark, run| match mark {
-            Mark::Below => self.base.segments(run.start, run.end - run.start, segments),
-            Mark::Own => {
-                let Some(start) = self.layer.address(run.start) else {
-                    return Ok(false);
-                };
-                let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
-                segments.push(Segment::new(start, length));
-                Ok(true)
-            }
-            Mark::Zero => {
-                let mut left = run.end - run.start;
-                while left > 0 {
-                    let piece = zeros(left);
-                    segments.push(Segment::new(piece.as_ptr(), piece.len()));
-                    left -= piece.len() as u64;
-                }
-                Ok(true)
-            }
-        });
-        if !matches!(answer, Ok(true)) {
-            segments.truncate(before);
-        }
-        answer
-    }
-
-    pub(super) fn will_need(&self, offset: u64, bytes: u64) {
-        // A range that leaves the disk is refused when it is read.
-        let _ = self.runs(offset, bytes, |mark, run| {
-            match mark {
-                Mark::Below => self.base.will_need(run.start, run.end - run.start),
-                Mark::Own => self.layer.will_need(run.start, run.end - run.start),
-                Mark::Zero => {}
-            }
-            Ok(true)
-        });
-    }
-
-    pub(super) fn write(
-        &self,
-        retired: &AtomicBool,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), DiskError> {
-        range::check(offset, data.len() as u64, self.size_bytes())?;
-        let mut rest = data;
-        self.by_group(retired, offset, data.len() as u64, |run| {
-            let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
-            let (part, behind) = rest.split_at(length);
-            rest = behind;
-            self.write_group(run.start, part)
-        })?;
-        self.write_through()
-    }
-
-    pub(super) fn unmap(
-        &self,
-        retired: &AtomicBool,
-        offset: u64,
-        bytes: u64,
-    ) -> Result<(), DiskError> {
-        range::check(offset, bytes, self.size_bytes())?;
-        self.by_group(retired, offset, bytes, |run| self.unmap_group(run))?;
-        self.write_through()
-    }
-
-    fn write_through(&self) -> Result<(), DiskError> {
-        match self.durability() {
-            Durability::WriteThrough => self.flush(),
-            Durability::WriteBack | Durability::Volatile => Ok(()),
-        }
-    }
-
-    /// Calls `part` with each part of a range that lies in one group of
-    /// blocks, under the lock of that group.
-    fn by_group(
-        &self,
-        retired: &AtomicBool,
-        offset: u64,
-        bytes: u64,
-        mut part: impl FnMut(Range<u64>) -> Result<(), DiskError>,
-    ) -> Result<(), DiskError> {
-        let end = offset + bytes;
-        let mut at = offset;
-        while at < end {
-            let next = ((at / GROUP_BYTES + 1) * GROUP_BYTES).min(end);
-            let _stripe = self.stripe(at / GROUP_BYTES);
-            check_retired(retired)?;
-            self.health.check()?;
-            if self.settled.load(Ordering::Acquire) {
-                self.unsettle()?;
-            }
-            part(at..next)?;
-            at = next;
-        }
-        Ok(())
-    }
-
-    /// Writes a range inside one group whose lock is held.
-    fn write_group(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        let end = offset + data.len() as u64;
-        let blocks = offset / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES);
-        // A block that is not ours yet is written whole: what the range leaves
-        // of it comes from where the block is now.
-        let start = match self.is_own(blocks.start) {
-            true => offset,
-            false => blocks.start * BLOCK_BYTES,
-        };
-        let whole_end = (blocks.end * BLOCK_BYTES).min(self.size_bytes());
-        let stop = match self.is_own(blocks.end - 1) {
-            true => end,
-            false => whole_end,
-        };
-        let written = if start == offset && stop == end {
-            self.layer.data.write_all_at(data, offset)
-        } else {
-            let length = usize::try_from(stop - start).unwrap_or(usize::MAX);
-            let mut whole = vec![0; length];
-            let front = usize::try_from(offset - start).unwrap_or(usize::MAX);
-            let behind = front + data.len();
-            self.read(start, &mut whole[..front])?;
-            whole[front..behind].copy_from_slice(data);
-            self.read(end, &mut whole[behind..])?;
-            self.layer.data.write_all_at(&whole, start)
-        };
-        written.map_err(|error| self.health.write_failed(self.context("writing"), error))?;
-        // In this order: whoever finds a mark in `pending` also finds that
-        // data is to be synced, and data that is there.
-        self.unsynced.store(true, Ordering::Release);
-        self.mark(blocks, Mark::Own);
-        Ok(())
-    }
-
-    /// Unmaps a range inside one group whose lock is held.
-    fn unmap_group(&self, range: Range<u64>) -> Result<(), DiskError> {
-        // The last block of the disk may be short: it is whole when the range
-        // reaches the end of the disk.
-        let first = range.start.div_ceil(BLOCK_BYTES);
-        let last = match range.end == self.size_bytes() {
-            true => range.end.div_ceil(BLOCK_BYTES),
-            false => range.end / BLOCK_BYTES,
-        };
-        if first >= last {
-            return self.zero_part(range);
-        }
-        self.zero_part(range.start..first * BLOCK_BYTES)?;
-        if last * BLOCK_BYTES < range.end {
-            self.zero_part(last * BLOCK_BYTES..range.end)?;
-        }
-        let mut own = Vec::new();
-        let mut at = first;
-        while at < last {
-            let (mark, run_end) = self.layer.live.run(at, last);
-            if mark == Mark::Own {
-                own.push(at..run_end);
-            }
-            at = run_end;
-        }
-        self.mark(first..last, Mark::Zero);
-        if self.mode == OverlayMode::Reset {
-            // No log must say it first: a lost host voids all of this.
-            for blocks in own {
-                self.punch(blocks);
-            }
-        }
-        Ok(())
-    }
-
-    /// Zeros a part of one block, or of two that touch.
-    fn zero_part(&self, range: Range<u64>) -> Result<(), DiskError> {
-        let mut at = range.start;
-        while at < range.end {
-            let next = ((at / BLOCK_BYTES + 1) * BLOCK_BYTES).min(range.end);
-            let block = at / BLOCK_BYTES;
-            if self.layer.live.run(block, block + 1).0 != Mark::Zero {
-                self.write_group(at, zeros(next - at))?;
-            }
-            at = next;
-        }
-        Ok(())
-    }
-
-    /// Marks blocks whose group's lock is held, and notes for the next flush
-    /// which of them changed.
-    fn mark(&self, blocks: Range<u64>, mark: Mark) {
-        let mut at = blocks.start;
-        while at < blocks.end {
-            let (old, run_end) = self.layer.live.run(at, blocks.end);
-            if old != mark {
-                self.layer.live.set(at..run_end, mark);
-                if self.mode == OverlayMode::Keep {
-                    self.pending().push(at..run_end, mark);
-                }
-            }
-            at = run_end;
-        }
-    }
-
-    /// Calls `part` with each part of a range whose blocks have one mark, in
-    /// order, until it answers `false`; that is then the answer.
-    fn runs(
-        &self,
-        offset: u64,
-        bytes: u64,
-        mut part: impl FnMut(Mark, Range<u64>) -> Result<bool, DiskError>,
-    ) -> Result<bool, DiskError> {
-        range::check(offset, bytes, self.size_bytes())?;
-        let end = offset + bytes;
-        let last = end.div_ceil(BLOCK_BYTES);
-        let mut at = offset;
-        while at < end {
-            let (mark, run_end) = self.layer.live.run(at / BLOCK_BYTES, last);
-            let next = (run_end * BLOCK_BYTES).min(end);
-            if !part(mark, at..next)? {
-                return Ok(false);
-            }
-            at = next;
-        }
-        Ok(true)
-    }
-
-    fn read_own(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        self.layer
-            .data
-            .read_exact_at(buffer, offset)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    DiskError::Corrupt(format!("the data of {} was cut off", self.dir.display()))
-                }
-                _ => trouble(self.context("reading"), error),
-            })
-    }
-
-    fn is_own(&self, block: u64) -> bool {
-        self.layer.live.run(block, block + 1).0 == Mark::Own
-    }
-}
-
-/// The flush.
-impl Store {
-    /// Returns once everything answered before the call is as durable as the
-    /// mode promises.
-    pub(super) fn flush(&self) -> Result<(), DiskError> {
-        self.health.check()?;
-        match self.mode {
-            OverlayMode::Keep => self.rounds.join(|| self.round()),
-            // Nothing to make durable; but data the kernel could not write
-            // back would be lost without a word.
-            OverlayMode::Reset => self
-                .layer
-                .data
-                .writeback_error()
-                .map_err(|error| self.health.sync_failed(self.context("writing back"), error)),
-        }
-    }
-
-    /// One round of the group commit.
-    fn round(&self) -> Result<(), DiskError> {
-        let mut journal = self.journal();
-        self.health.check()?;
-        // In this order: a write syncs, marks, pends. A mark that is taken here
-        // is one whose data was written before `unsynced` is asked, so either
-        // this `fdatasync` covers it or an earlier one has.
-        let taken = std::mem::take(&mut *self.pending());
-        if taken.everything || (!taken.is_empty() && !journal.takes_records()) {
-            return self.checkpoint(&mut journal, taken);
-        }
-        if self.unsynced.swap(false, Ordering::AcqRel) {
-            self.sync_data()?;
-        }
-        if taken.is_empty() {
-            return Ok(());
-        }
-        if let Err(error) = journal.append(&taken.runs) {
-            self.pending().restore(taken);
-            return Err(self
-                .health
-                .write_failed(self.context("writing the log of"), error));
-        }
-        journal.sync().map_err(|error| {
-            self.health
-                .sync_failed(self.context("flushing the log of"), error)
-        })?;
-        self.punch_zeroed(taken.runs);
-        if journal.wants_checkpoint() {
-            // The flush is done; lack of space only makes the log longer.
-            match self.checkpoint(&mut journal, Pending::default()) {
-                Err(DiskError::NoSpace(reason)) => no_checkpoint(&reason),
-                answer => answer?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a checkpoint in place of a record of `taken`.
-    fn checkpoint(&self, journal: &mut Journal, taken: Pending) -> Result<(), DiskError> {
-        let answer = journal.checkpoint(&self.files, &self.layer.live, || {
-            self.unsynced.store(false, Ordering::Release);
-            self.layer.data.sync_data()
-        });
-        match answer {
-            Ok(()) => {
-                if taken.everything {
-                    self.punch_what_is_not_own(0..self.layer.live.block_count());
-                } else {
-                    self.punch_zeroed(taken.runs);
-                }
-                Ok(())
-            }
-            Err(StepError::Abandoned(error)) => {
-                self.pending().restore(taken);
-                Err(self
-                    .health
-                    .write_failed(self.context("writing a checkpoint of"), error))
-            }
-            Err(StepError::Failed(error)) => Err(self
-                .health
-                .sync_failed(self.context("writing a checkpoint of"), error)),
-        }
-    }
-
-    fn sync_data(&self) -> Result<(), DiskError> {
-        self.layer
-            .data
-            .sync_data()
-            .map_err(|error| self.health.sync_failed(self.context("flushing"), error))
-    }
-
-    /// Gives back the space of blocks that are durably zero.
-    fn punch_zeroed(&self, runs: Vec<Run>) {
-        for run in runs {
-            if run.mark == Mark::Zero {
-                self.punch_what_is_not_own(run.blocks);
-            }
-        }
-    }
-
-    /// Gives back what blocks take of the data file that are not ours: zero,
-    /// or never marked because the host was lost first.
-    ///
-    /// A write may have come since the marks were made durable, and a late
-    /// punch would destroy it: so it is looked again under the blocks' lock.
-    /// Lets be what the file system refuses; the marks say what is read.
-    fn punch_what_is_not_own(&self, blocks: Range<u64>) {
-        let end = blocks.end * BLOCK_BYTES;
-        let mut at = blocks.start * BLOCK_BYTES;
-        while at < end {
-            // Most of a large range takes no space, and needs no punch.
-            let found = match self.layer.data.next_data(at..end) {
-                Ok(Some(found)) => found,
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::debug!(dir = %self.dir.display(), %error, "holes not punched");
-                    return;
-                }
-            };
-            let mut block = found.start / BLOCK_BYTES;
-            let last = found.end.div_ceil(BLOCK_BYTES);
-            while block < last {
-                let group = block / GROUP_BLOCKS;
-                let group_end = ((group + 1) * GROUP_BLOCKS).min(last);
-                let _stripe = self.stripe(group);
-                while block < group_end {
-                    let (mark, run_end) = self.layer.live.run(block, group_end);
-                    if mark != Mark::Own {
-                        self.punch(block..run_end);
-                    }
-                    block = run_end;
-                }
-            }
-            at = last * BLOCK_BYTES;
-        }
-    }
-
-    fn punch(&self, blocks: Range<u64>) {
-        let offset = blocks.start * BLOCK_BYTES;
-        let bytes = (blocks.end - blocks.start) * BLOCK_BYTES;
-        if let Err(error) = self.layer.data.punch_hole(offset, bytes) {
-            tracing::debug!(dir = %self.dir.display(), %error, "hole not punched");
-        }
-    }
-}
-
 /// What it is and what it holds.
 impl Store {
     pub(super) fn dir(&self) -> &Path {
@@ -965,11 +513,6 @@ impl Head {
             self.rest = Rest::Settled;
         }
     }
-}
-
-/// The log says the same, only longer.
-fn no_checkpoint(reason: &str) {
-    tracing::warn!(reason, "no checkpoint for lack of space");
 }
 
 /// Removes a closed overlay.

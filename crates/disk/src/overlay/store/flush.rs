@@ -1,0 +1,208 @@
+//! The flush of an overlay: which marks it makes durable, in which order.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::super::OverlayMode;
+use super::super::journal::{Journal, Run, StepError};
+use super::super::layer::BLOCK_BYTES;
+use super::super::live::{GROUP_BLOCKS, Mark};
+use super::Store;
+use crate::DiskError;
+
+/// Runs of marks remembered for the next flush (2 MiB of them; in tests few);
+/// past this it writes a checkpoint instead of a record.
+const PENDING_RUNS: usize = if cfg!(test) { 48 } else { 1 << 16 };
+
+/// Marks made since the last flush took them, in order.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) runs: Vec<Run>,
+    /// More than are in `runs`: all marks that there are.
+    pub(super) everything: bool,
+}
+
+impl Pending {
+    pub(super) fn push(&mut self, blocks: Range<u64>, mark: Mark) {
+        if self.everything {
+            return;
+        }
+        if let Some(last) = self.runs.last_mut()
+            && last.mark == mark
+            && last.blocks.end == blocks.start
+        {
+            last.blocks.end = blocks.end;
+        } else if self.runs.len() < PENDING_RUNS {
+            self.runs.push(Run { blocks, mark });
+        } else {
+            self.runs = Vec::new();
+            self.everything = true;
+        }
+    }
+
+    /// Gives back what a flush took and could not note.
+    pub(super) fn restore(&mut self, mut taken: Pending) {
+        taken.everything |= self.everything;
+        for run in self.runs.drain(..) {
+            taken.push(run.blocks, run.mark);
+        }
+        *self = taken;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty() && !self.everything
+    }
+}
+
+impl Store {
+    /// Returns once everything answered before the call is as durable as the
+    /// mode promises.
+    pub(in crate::overlay) fn flush(&self) -> Result<(), DiskError> {
+        self.health.check()?;
+        match self.mode {
+            OverlayMode::Keep => self.rounds.join(|| self.round()),
+            // Nothing to make durable; but data the kernel could not write
+            // back would be lost without a word.
+            OverlayMode::Reset => self
+                .layer
+                .data
+                .writeback_error()
+                .map_err(|error| self.health.sync_failed(self.context("writing back"), error)),
+        }
+    }
+
+    /// One round of the group commit.
+    fn round(&self) -> Result<(), DiskError> {
+        let mut journal = self.journal();
+        self.health.check()?;
+        // In this order: a write syncs, marks, pends. A mark that is taken here
+        // is one whose data was written before `unsynced` is asked, so either
+        // this `fdatasync` covers it or an earlier one has.
+        let taken = std::mem::take(&mut *self.pending());
+        if taken.everything || (!taken.is_empty() && !journal.takes_records()) {
+            return self.checkpoint(&mut journal, taken);
+        }
+        if self.unsynced.swap(false, Ordering::AcqRel) {
+            self.sync_data()?;
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = journal.append(&taken.runs) {
+            self.pending().restore(taken);
+            return Err(self
+                .health
+                .write_failed(self.context("writing the log of"), error));
+        }
+        journal.sync().map_err(|error| {
+            self.health
+                .sync_failed(self.context("flushing the log of"), error)
+        })?;
+        self.punch_zeroed(taken.runs);
+        if journal.wants_checkpoint() {
+            // The flush is done; lack of space only makes the log longer.
+            match self.checkpoint(&mut journal, Pending::default()) {
+                Err(DiskError::NoSpace(reason)) => no_checkpoint(&reason),
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint in place of a record of `taken`.
+    pub(super) fn checkpoint(
+        &self,
+        journal: &mut Journal,
+        taken: Pending,
+    ) -> Result<(), DiskError> {
+        let answer = journal.checkpoint(&self.files, &self.layer.live, || {
+            self.unsynced.store(false, Ordering::Release);
+            self.layer.data.sync_data()
+        });
+        match answer {
+            Ok(()) => {
+                if taken.everything {
+                    self.punch_what_is_not_own(0..self.layer.live.block_count());
+                } else {
+                    self.punch_zeroed(taken.runs);
+                }
+                Ok(())
+            }
+            Err(StepError::Abandoned(error)) => {
+                self.pending().restore(taken);
+                Err(self
+                    .health
+                    .write_failed(self.context("writing a checkpoint of"), error))
+            }
+            Err(StepError::Failed(error)) => Err(self
+                .health
+                .sync_failed(self.context("writing a checkpoint of"), error)),
+        }
+    }
+
+    fn sync_data(&self) -> Result<(), DiskError> {
+        self.layer
+            .data
+            .sync_data()
+            .map_err(|error| self.health.sync_failed(self.context("flushing"), error))
+    }
+
+    /// Gives back the space of blocks that are durably zero.
+    fn punch_zeroed(&self, runs: Vec<Run>) {
+        for run in runs {
+            if run.mark == Mark::Zero {
+                self.punch_what_is_not_own(run.blocks);
+            }
+        }
+    }
+
+    /// Gives back what blocks take of the data file that are not ours: zero,
+    /// or never marked because the host was lost first.
+    ///
+    /// A write may have come since the marks were made durable, and a late
+    /// punch would destroy it: so it is looked again under the blocks' lock.
+    /// Lets be what the file system refuses; the marks say what is read.
+    fn punch_what_is_not_own(&self, blocks: Range<u64>) {
+        let end = blocks.end * BLOCK_BYTES;
+        let mut at = blocks.start * BLOCK_BYTES;
+        while at < end {
+            // Most of a large range takes no space, and needs no punch.
+            let found = match self.layer.data.next_data(at..end) {
+                Ok(Some(found)) => found,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::debug!(dir = %self.dir.display(), %error, "holes not punched");
+                    return;
+                }
+            };
+            let mut block = found.start / BLOCK_BYTES;
+            let last = found.end.div_ceil(BLOCK_BYTES);
+            while block < last {
+                let group = block / GROUP_BLOCKS;
+                let group_end = ((group + 1) * GROUP_BLOCKS).min(last);
+                let _stripe = self.stripe(group);
+                while block < group_end {
+                    let (mark, run_end) = self.layer.live.run(block, group_end);
+                    if mark != Mark::Own {
+                        self.punch(block..run_end);
+                    }
+                    block = run_end;
+                }
+            }
+            at = last * BLOCK_BYTES;
+        }
+    }
+
+    pub(super) fn punch(&self, blocks: Range<u64>) {
+        let offset = blocks.start * BLOCK_BYTES;
+        let bytes = (blocks.end - blocks.start) * BLOCK_BYTES;
+        if let Err(error) = self.layer.data.punch_hole(offset, bytes) {
+            tracing::debug!(dir = %self.dir.display(), %error, "hole not punched");
+        }
+    }
+}
+
+/// The log says the same, only longer.
+pub(super) fn no_checkpoint(reason: &str) {
+    tracing::warn!(reason, "no checkpoint for lack of space");
+}
