@@ -397,12 +397,14 @@ impl Leases {
                 return false;
             }
         }
-        let promised_to = policy.promised_to(address);
-        if promised_to.is_some_and(|other| other != mac) {
+        if policy
+            .promised_to(address)
+            .is_some_and(|other| other != mac)
+        {
             return false;
         }
-        let is_its_own = holder == Some(&mac) || promised_to == Some(mac);
-        is_its_own || policy.promise(mac).address == Some(address) || !policy.is_in_use(address)
+        let is_its_own = holder == Some(&mac) || policy.promise(mac).address == Some(address);
+        is_its_own || !policy.is_in_use(address)
     }
 
     fn is_guarded(&self, mac: Mac, now: SystemTime) -> bool {

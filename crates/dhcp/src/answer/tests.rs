@@ -708,6 +708,11 @@ fn edk2_on_port_4011_is_answered_there_in_both_modes() {
         assert_eq!(file(&reply.message), "snponly.efi");
         assert_eq!(reply.message.siaddr, SERVER);
         assert_eq!(class(&reply.message).as_deref(), Some("PXEClient"));
+        assert_eq!(
+            reply.message.options.get(code::VENDOR),
+            None,
+            "EDK2 asked for want of it"
+        );
         assert_eq!(reply.message.options.get(code::LEASE_TIME), None);
         assert_eq!(lab.leases.all(), []);
         assert!(lab.site.observations().iter().any(
