@@ -87,7 +87,7 @@ fn hexadecimal(digits: &str) -> Option<Vec<u8>> {
 
 /// Base64 (RFC 4648 section 4), padded.
 fn base64(digits: &str) -> Option<Vec<u8>> {
-    if digits.len() % 4 != 0 {
+    if !digits.len().is_multiple_of(4) {
         return None;
     }
     let body = digits.trim_end_matches('=');

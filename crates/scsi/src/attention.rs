@@ -101,7 +101,8 @@ mod tests {
     fn an_attention_reaches_the_others_and_not_its_cause() {
         let attentions = Attentions::default();
         let (mine, other) = (attentions.connect(), attentions.connect());
-        (mine.take(), other.take());
+        mine.take();
+        other.take();
         attentions.raise(Sense::MODE_PARAMETERS_CHANGED, Some(&mine));
         assert_eq!(mine.take(), None);
         assert_eq!(other.take(), Some(Sense::MODE_PARAMETERS_CHANGED));

@@ -167,8 +167,8 @@ fn padded(field: &mut [u8], text: &str) {
 
 /// `text` in the characters SPC-4 section 4.4.1 allows.
 fn printable(text: &str) -> impl Iterator<Item = u8> + '_ {
-    text.chars().map(|c| match u8::try_from(c) {
-        Ok(byte @ 0x20..=0x7e) => byte,
+    text.chars().map(|c| match c {
+        ' '..='~' => u8::try_from(c).unwrap_or(b'?'),
         _ => b'?',
     })
 }

@@ -370,7 +370,7 @@ fn write10(lba: u32, blocks: u16) -> [u8; 10] {
 const FLUSH: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 fn block(number: usize) -> Vec<u8> {
-    vec![(number % 251) as u8; 512]
+    vec![u8::try_from(number % 251).unwrap(); 512]
 }
 
 // RFC 7143 section 11.7: SCSI Data-In.
@@ -463,7 +463,7 @@ fn a_write_with_a_short_expected_length_writes_whole_blocks_only() {
 #[test]
 fn immediate_unsolicited_and_solicited_data_make_one_write() {
     let mut lab = Lab::new();
-    let data: Vec<u8> = (0..40 * 512u32).map(|i| (i % 256) as u8).collect();
+    let data: Vec<u8> = (0..40 * 512u32).map(|i| i.to_be_bytes()[3]).collect();
     let request = lab.request(&write10(50, 40), 40 * 512, 0x20);
     assert_eq!(lab.send(&request, &data[..1024]), Next::Continue);
     assert!(lab.heard().is_empty(), "unsolicited data is still to come");
@@ -514,7 +514,9 @@ fn blank() -> Heard {
 #[test]
 fn a_write_longer_than_a_burst_is_asked_for_burst_by_burst() {
     let mut lab = Lab::new();
-    let data: Vec<u8> = (0..80 * 512u32).map(|i| (i % 253) as u8).collect();
+    let data: Vec<u8> = (0..80 * 512u32)
+        .map(|i| u8::try_from(i % 253).unwrap())
+        .collect();
     let mut heard = lab.command(&write10(50, 80), 80 * 512, 0xa0, &[]);
     let mut asked = vec![];
     while heard[0].opcode == 0x31 {
