@@ -374,6 +374,12 @@ fn an_address_in_use_is_lent_to_nobody_else_even_if_its_lease_ended_or_is_unknow
         None,
         "a session whose lease nobody remembers"
     );
+    pool.site.fix(mac(2), host(100));
+    assert_eq!(
+        pool.offer(2, 0),
+        Some(host(100)),
+        "the machine it is promised to"
+    );
 }
 
 #[test]
