@@ -25,7 +25,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// The API, listening. Dropped, it ends at once; [`Server::stop`] lets answers
 /// in hand be sent.
 pub(crate) struct Server {
-    doors: Vec<Door>,
     socket: Option<SocketFile>,
     tasks: JoinSet<()>,
     stop: watch::Sender<bool>,
@@ -88,7 +87,6 @@ impl Listeners {
 
     /// Begins to answer.
     pub(crate) fn serve(self, api: Api) -> Server {
-        let doors = self.doors();
         let router = api.router();
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -110,7 +108,6 @@ impl Listeners {
             tasks.spawn(async move { said(serve.await) });
         }
         Server {
-            doors,
             socket,
             tasks,
             stop,
@@ -119,11 +116,6 @@ impl Listeners {
 }
 
 impl Server {
-    /// Where it listens.
-    pub(crate) fn doors(&self) -> &[Door] {
-        &self.doors
-    }
-
     /// Takes no more requests, and waits a little for answers in hand.
     pub(crate) async fn stop(mut self) {
         // Nobody is led to a socket that no longer answers.

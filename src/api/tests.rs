@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
+use dhcp::LeaseStore;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -410,7 +411,7 @@ async fn leases_sessions_and_status_name_their_machine() {
         uuid: None,
         host_name: Some("debian".into()),
     };
-    test.api.inventory.lease_store().save(&lease).unwrap();
+    LeaseStore::save(&*test.api.inventory.store(), &lease).unwrap();
     test.runs(id);
     let leases = test.get("/leases").await;
     assert_eq!(

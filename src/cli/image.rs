@@ -145,7 +145,8 @@ fn progress(import: &Import, json: bool) -> anyhow::Result<ProgressBar> {
         ProgressDrawTarget::hidden()
     };
     let style = ProgressStyle::with_template(
-        "{prefix}  {wide_bar}  {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+        "{prefix}  {wide_bar}  {binary_bytes} of {binary_total_bytes}, \
+         {binary_bytes_per_sec}, {eta} left",
     )?;
     let bar = ProgressBar::with_draw_target(Some(import.total_bytes), target).with_style(style);
     bar.set_prefix(import.name.clone());

@@ -113,17 +113,6 @@ impl Inventory {
     }
 }
 
-impl Generations {
-    /// The CHAP secret of a generation, while it may log in.
-    pub(crate) fn secret(&self, number: u64) -> Option<&str> {
-        match &self.prepared {
-            Some(prepared) if prepared.number == number => Some(&prepared.secret),
-            _ if self.current == number => self.current_secret.as_deref(),
-            _ => None,
-        }
-    }
-}
-
 /// The CHAP name of a machine's generation: `pc07.12`.
 pub(crate) fn chap_name(machine: &Machine, number: u64) -> String {
     format!("{}.{number}", machine.name)
@@ -154,6 +143,15 @@ mod tests {
     use super::*;
     use crate::inventory::tests::Site;
 
+    /// The CHAP secret of a generation, while it may log in.
+    fn secret(generations: &Generations, number: u64) -> Option<&str> {
+        match &generations.prepared {
+            Some(prepared) if prepared.number == number => Some(&prepared.secret),
+            _ if generations.current == number => generations.current_secret.as_deref(),
+            _ => None,
+        }
+    }
+
     #[test]
     fn preparing_again_gives_the_same_number_and_secret() {
         let site = Site::new();
@@ -173,8 +171,8 @@ mod tests {
         site.switch_generation(pc.id, 1).unwrap();
         let second = site.prepare_generation(pc.id).unwrap();
         let generations = site.generations(pc.id).unwrap();
-        assert_eq!(generations.secret(1), Some(first.secret.as_str()));
-        assert_eq!(generations.secret(2), Some(second.secret.as_str()));
+        assert_eq!(secret(&generations, 1), Some(first.secret.as_str()));
+        assert_eq!(secret(&generations, 2), Some(second.secret.as_str()));
         assert_ne!(first.secret, second.secret);
     }
 
@@ -189,8 +187,8 @@ mod tests {
         assert_eq!(site.switch_generation(pc.id, 2).unwrap(), Switch::Current);
         site.restart();
         let generations = site.generations(pc.id).unwrap();
-        assert_eq!(generations.secret(1), None);
-        assert_eq!(generations.secret(2), Some(second.secret.as_str()));
+        assert_eq!(secret(&generations, 1), None);
+        assert_eq!(secret(&generations, 2), Some(second.secret.as_str()));
         assert!(generations.prepared.is_none());
     }
 

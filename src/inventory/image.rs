@@ -13,7 +13,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use disk::BaseId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -47,15 +46,6 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// What an overlay above it, and its opening, must name.
-    pub(crate) fn base_id(&self) -> BaseId {
-        BaseId {
-            uuid: self.uuid.into_bytes(),
-            sha256: self.sha256,
-            size_bytes: self.size_bytes,
-        }
-    }
-
     /// The read-only raw disk.
     pub(crate) fn disk_path(&self) -> PathBuf {
         disk::image::disk_path(&self.directory)

@@ -7,7 +7,7 @@
 //! import that fails, is cancelled or dies changes nothing.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::image::{CRC_CHUNK_BYTES, Content, Images, LOGICAL_BLOCK_BYTES};
-use super::{Error, Image, Inventory, Name, Result, held, sync_directory};
+use super::{Error, Image, Inventory, Name, Result, held};
 
 /// What to import.
 #[derive(Clone, Debug)]

@@ -63,23 +63,23 @@ mod tests {
         let kept = lease(1, [10, 0, 0, 5], 10);
         {
             let inventory = Inventory::open(data.path(), Limits::default()).unwrap();
-            inventory.lease_store().save(&kept).unwrap();
+            inventory.store().save(&kept).unwrap();
         }
         let inventory = Inventory::open(data.path(), Limits::default()).unwrap();
-        assert_eq!(inventory.lease_store().load().unwrap(), [kept]);
+        assert_eq!(inventory.store().load().unwrap(), [kept]);
     }
 
     #[test]
     fn a_mac_has_one_lease_the_last_one_saved() {
         let data = tempfile::tempdir().unwrap();
         let inventory = Inventory::open(data.path(), Limits::default()).unwrap();
-        let store = inventory.lease_store();
+        let store = inventory.store();
         store.save(&lease(1, [10, 0, 0, 5], 1)).unwrap();
         store.save(&lease(1, [10, 0, 0, 5], 9)).unwrap();
         store.save(&lease(2, [10, 0, 0, 4], 1)).unwrap();
         let expected = [lease(2, [10, 0, 0, 4], 1), lease(1, [10, 0, 0, 5], 9)];
         assert_eq!(inventory.leases().unwrap(), expected);
-        store.remove(Mac([2, 0, 0, 0, 0, 2])).unwrap();
+        LeaseStore::remove(&*store, Mac([2, 0, 0, 0, 0, 2])).unwrap();
         assert_eq!(inventory.leases().unwrap(), expected[1..]);
     }
 }

@@ -29,12 +29,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 pub(crate) use disk::overlay::OverlayMode;
-pub(crate) use generation::{Generations, Prepared, Switch, chap_name, parse_chap_name};
+pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
 pub(crate) use image::{Image, ImageRef, hex};
 pub(crate) use import::{Import, ImportRequest, ImportState};
 pub(crate) use machine::{
-    Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, mode_of_word,
-    mode_word, parse_mac, show_mac,
+    Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, parse_mac, show_mac,
 };
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
@@ -127,12 +126,7 @@ impl Inventory {
         &self.data
     }
 
-    /// The DHCP server's keeper of leases.
-    pub(crate) fn lease_store(&self) -> Arc<dyn dhcp::LeaseStore> {
-        Arc::<Store>::clone(&self.store)
-    }
-
-    /// The store, for the timeline.
+    /// The store: the DHCP server's keeper of leases, the timeline's of events.
     pub(crate) fn store(&self) -> Arc<Store> {
         Arc::clone(&self.store)
     }
