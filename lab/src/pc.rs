@@ -26,6 +26,8 @@ pub enum Firmware {
     Bios,
     /// OVMF with its own (EDK2) PXE: the card's ROM is taken out.
     Uefi,
+    /// OVMF told to leave PXE out, so that UEFI HTTP Boot is what it tries.
+    UefiHttp,
 }
 
 /// The network card.
@@ -72,7 +74,7 @@ impl Pc {
         let name = format!("pc{}", COUNT.fetch_add(1, Ordering::Relaxed));
         lan.add_tap(&name)?;
         let variables = lan.lab().work().join(format!("{name}.variables"));
-        if self.firmware == Firmware::Uefi {
+        if self.firmware != Firmware::Bios {
             fs::copy(OVMF_VARIABLES, &variables)
                 .with_context(|| format!("copying {OVMF_VARIABLES} (package ovmf)"))?;
         }
@@ -111,7 +113,7 @@ impl Pc {
         };
         let rom = match self.firmware {
             Firmware::Bios => "",
-            Firmware::Uefi => ",romfile=",
+            Firmware::Uefi | Firmware::UefiHttp => ",romfile=",
         };
         add(
             "-device",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::{Deadline, Dhcp, Firmware, Pc, Settings};
 
-use crate::stage::{self, BOOT_SECONDS, Half, IMAGE, Turn, booted, with_server};
+use crate::stage::{self, BOOT_SECONDS, Half, IMAGE, SERVER, Turn, booted, with_server};
 
 #[test]
 fn an_unknown_bios_machine_is_told_so_then_boots_and_keeps_every_answered_write() {
@@ -185,6 +185,48 @@ fn two_machines_on_one_image_never_see_each_others_writes() {
                 "the second machine sees the first's write"
             );
             golden.is_untouched()
+        },
+    );
+}
+
+#[test]
+fn a_plain_pxe_rom_is_given_undionly_and_boots_from_there() {
+    let turn = Turn::Pair(2, Half::First);
+    with_server(
+        turn,
+        &Settings::new(Dhcp::Full),
+        |lan, server| -> Result<()> {
+            stage::import(server)?;
+            let pc = Pc::new(9, Firmware::Bios);
+            stage::add(server, "pc9", &pc, "reset")?;
+            let mut power = pc.power_on(lan)?;
+            // QEMU's boot ROM is an iPXE: at its prompt it does what a ROM that is none is told to do.
+            let chain = format!("chain tftp://{SERVER}/undionly.kpxe");
+            power.type_to_ipxe(&["dhcp", &chain], Deadline::seconds(BOOT_SECONDS))?;
+            power
+                .console()
+                .wait_for("iPXE initialising devices", Deadline::seconds(BOOT_SECONDS))
+                .context("undionly.kpxe")?;
+            booted(&mut power)?.write(1, "PXE")
+        },
+    );
+}
+
+#[test]
+fn a_machine_boots_by_uefi_http_boot_without_tftp() {
+    let turn = Turn::Pair(2, Half::Second);
+    with_server(
+        turn,
+        &Settings::new(Dhcp::Full),
+        |lan, server| -> Result<()> {
+            stage::import(server)?;
+            let pc = Pc::new(10, Firmware::UefiHttp);
+            stage::add(server, "pc10", &pc, "reset")?;
+            let mut power = pc.power_on(lan)?;
+            power
+                .console()
+                .wait_for("Start HTTP Boot over IPv4", Deadline::seconds(BOOT_SECONDS))?;
+            booted(&mut power)?.write(1, "HTTP")
         },
     );
 }

@@ -1,9 +1,12 @@
 //! `proxy` mode: another DHCP server gives the addresses and knows nothing of booting.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lab::{Dhcp, Firmware, Lan, Neighbour, Pc, Server, Settings};
 
-use crate::stage::{self, Half, NEIGHBOUR, SERVER, Turn, booted, with_server_and_neighbour};
+use crate::stage::{
+    self, Half, NEIGHBOUR, SERVER, Turn, booted, diskless, with_neighbour,
+    with_server_and_neighbour,
+};
 
 #[test]
 fn a_bios_machine_boots_beside_another_dhcp_server() {
@@ -23,6 +26,21 @@ fn a_uefi_machine_boots_beside_another_dhcp_server() {
         &Settings::new(Dhcp::Proxy),
         |lan, server, neighbour| boots_beside(lan, server, neighbour, Firmware::Uefi),
     );
+}
+
+#[test]
+fn full_mode_does_not_start_beside_another_dhcp_server() {
+    with_neighbour(Turn::Always, |host, _neighbour| {
+        let Err(refused) = Server::start(host, diskless(), &Settings::new(Dhcp::Full)) else {
+            bail!("two DHCP servers on one LAN");
+        };
+        let said = format!("{refused:#}");
+        ensure!(
+            said.contains(&NEIGHBOUR.to_string()),
+            "the other server is not named: {said}"
+        );
+        Ok(())
+    });
 }
 
 fn boots_beside(

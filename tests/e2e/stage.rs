@@ -6,10 +6,12 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lab::{Deadline, Ends, Guest, Lab, Lan, Neighbour, Pc, Power, Server, Settings};
+use lab::{Deadline, Ends, Guest, Host, Lab, Lan, Neighbour, Pc, Power, Server, Settings};
 
 /// The program under test.
-const DISKLESS: &str = env!("CARGO_BIN_EXE_diskless");
+pub(crate) fn diskless() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_diskless"))
+}
 /// Our server's address.
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// The other DHCP server's, and what it lends: nothing of our pool.
@@ -51,7 +53,7 @@ pub(crate) fn with_server(
 ) {
     with_lan(turn, |lan| {
         let host = lan.add_host("server", SERVER)?;
-        let mut server = Server::start(&host, Path::new(DISKLESS), settings)?;
+        let mut server = Server::start(&host, diskless(), settings)?;
         shown(&mut server, |server| test(lan, server))
     });
 }
@@ -63,14 +65,26 @@ pub(crate) fn with_server_and_neighbour(
     test: impl FnOnce(&Lan<'_>, &mut Server<'_>, &Neighbour) -> Result<()>,
 ) {
     with_lan(turn, |lan| {
-        let router = lan.add_host("router", NEIGHBOUR)?;
-        let (first, last) = NEIGHBOUR_POOL;
-        let neighbour = Neighbour::start(&router, first, last)?;
+        let neighbour = neighbour(lan)?;
         let host = lan.add_host("server", SERVER)?;
-        let mut server = Server::start(&host, Path::new(DISKLESS), settings)?;
+        let mut server = Server::start(&host, diskless(), settings)?;
         let outcome = shown(&mut server, |server| test(lan, server, &neighbour));
         outcome.with_context(|| format!("the other DHCP server's log:\n{}", neighbour.log()))
     });
+}
+
+/// The same with no server of ours yet, only the host it would run on.
+pub(crate) fn with_neighbour(turn: Turn, test: impl FnOnce(&Host<'_>, &Neighbour) -> Result<()>) {
+    with_lan(turn, |lan| {
+        let neighbour = neighbour(lan)?;
+        test(&lan.add_host("server", SERVER)?, &neighbour)
+    });
+}
+
+fn neighbour(lan: &Lan<'_>) -> Result<Neighbour> {
+    let router = lan.add_host("router", NEIGHBOUR)?;
+    let (first, last) = NEIGHBOUR_POOL;
+    Neighbour::start(&router, first, last)
 }
 
 fn shown(server: &mut Server<'_>, test: impl FnOnce(&mut Server<'_>) -> Result<()>) -> Result<()> {
