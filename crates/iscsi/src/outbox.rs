@@ -50,6 +50,12 @@ pub(crate) trait Sink {
     /// Sends all parts, in order. Every part points at bytes that stay where
     /// they are during the call.
     fn send(&mut self, parts: &mut [Part]) -> Result<(), Gone>;
+
+    /// Whether mapped bytes may still have to come from a medium, so that
+    /// asking for them beforehand is worth its price.
+    fn is_cold(&self) -> bool {
+        true
+    }
 }
 
 /// PDUs on their way out.
@@ -148,7 +154,7 @@ impl<'t> Outbox<'t> {
     pub(crate) fn flush(&mut self) -> Result<(), Gone> {
         if !self.pieces.is_empty() && !self.gone {
             // Ask for every page first: the send meets them one by one.
-            if self.reads.len() > 1 {
+            if self.reads.len() > 1 && self.sink.is_cold() {
                 for (unit, work) in &self.reads {
                     unit.will_need(work);
                 }

@@ -36,6 +36,10 @@ const LARGE_BUFFER_BYTES: usize = 520 << 10;
 const QUIET: Duration = Duration::from_secs(5);
 /// Keepalive probes before a silent peer counts as gone.
 const KEEPALIVE_PROBES: u32 = 3;
+/// How long bytes are taken for cold after one send found some of them so:
+/// asking costs a warm read a tenth of its price, not asking makes a cold batch
+/// wait for one read after the other.
+const COLD_SENDS: u32 = 1024;
 /// How long a peer that has logged out may take to close.
 const LAST_READ: Duration = Duration::from_secs(1);
 
@@ -135,7 +139,7 @@ impl Connection {
     /// Serves the connection to its end; says why it ended.
     fn run(&self, mut session: Session<'_>) -> &'static str {
         let _idle = IdleAtLast(&self.mailbox);
-        let mut out = Outbox::new(Socket(self.stream.as_raw_fd()));
+        let mut out = Outbox::new(Socket::new(self.stream.as_raw_fd()));
         out.bytes(&self.answer);
         let reason = match out.flush() {
             Ok(()) => self.serve(&mut session, &mut out),
@@ -377,11 +381,44 @@ impl Input {
 }
 
 /// The sending side of a socket.
-struct Socket(RawFd);
+struct Socket {
+    socket: RawFd,
+    /// Page faults of this thread that had to wait for a medium.
+    major_faults: libc::c_long,
+    /// For so many sends more, bytes are taken for cold.
+    cold_sends: u32,
+}
+
+impl Socket {
+    fn new(socket: RawFd) -> Socket {
+        Socket {
+            socket,
+            major_faults: 0,
+            cold_sends: COLD_SENDS,
+        }
+    }
+
+    /// Notes whether a send had to wait for a medium.
+    fn take_temperature(&mut self) {
+        // SAFETY: all zeros is a valid rusage.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        // SAFETY: fills the struct it is given; no safe interface has it.
+        let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+        if result == 0 && usage.ru_majflt != self.major_faults {
+            self.major_faults = usage.ru_majflt;
+            self.cold_sends = COLD_SENDS;
+        }
+    }
+}
 
 impl Sink for Socket {
+    fn is_cold(&self) -> bool {
+        self.cold_sends > 0
+    }
+
     fn send(&mut self, parts: &mut [Part]) -> Result<(), Gone> {
         let mut first = 0;
+        let points_at_mappings = parts.len() > 2;
         while first < parts.len() {
             let rest = &mut parts[first..];
             // SAFETY: all zeros is a valid msghdr (null pointers, lengths 0).
@@ -393,7 +430,8 @@ impl Sink for Socket {
             // the kernel only reads what they point at. Memory that a mapping
             // has lost makes it answer EFAULT, not fault. A safe interface
             // would need `&[u8]` of bytes that may change.
-            let sent = unsafe { libc::sendmsg(self.0, &raw const message, libc::MSG_NOSIGNAL) };
+            let sent =
+                unsafe { libc::sendmsg(self.socket, &raw const message, libc::MSG_NOSIGNAL) };
             let Ok(mut sent) = usize::try_from(sent) else {
                 let error = io::Error::last_os_error();
                 if error.kind() == io::ErrorKind::Interrupted {
@@ -411,6 +449,10 @@ impl Sink for Socket {
             if sent > 0 {
                 parts[first].advance(sent);
             }
+        }
+        if points_at_mappings {
+            self.cold_sends = self.cold_sends.saturating_sub(1);
+            self.take_temperature();
         }
         Ok(())
     }
