@@ -1,6 +1,6 @@
 //! Overlays: one machine's private writes above a golden image.
 //!
-//! A directory of our own (its layout: overlay-format.md): a sparse data file that
+//! A directory of our own (its layout: docs/overlay-format.md): a sparse data file that
 //! holds block k at offset k * 4096, two bits a block that say where its bytes
 //! are, and, for `keep`, a log of those bits. Two promises:
 //!
