@@ -469,8 +469,10 @@ impl<'t> Session<'t> {
     /// Asks for data as long as not too much of it is on its way.
     fn solicit(&mut self, out: &mut Outbox<'t>) {
         while let Some(itt) = self.unasked.front().copied() {
-            let Some(task) = self.tasks.get_mut(&itt) else {
-                self.unasked.pop_front(); // aborted meanwhile
+            let waiting = self.tasks.get_mut(&itt);
+            let waiting = waiting.filter(|task| task.unsolicited.is_none() && task.burst.is_none());
+            let Some(task) = waiting else {
+                self.unasked.pop_front(); // aborted meanwhile, its tag perhaps in use again
                 continue;
             };
             let left = task.wanted.saturating_sub(task.received);

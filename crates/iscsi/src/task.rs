@@ -92,6 +92,16 @@ pub(crate) struct Done {
     pub(crate) result: Result<Vec<u8>, Sense>,
 }
 
+impl Done {
+    /// A job that came to no end of its own.
+    pub(crate) fn failed(id: u64) -> Done {
+        Done {
+            id,
+            result: Err(Sense::INTERNAL_TARGET_FAILURE),
+        }
+    }
+}
+
 impl Job {
     /// Does it; takes its time.
     pub(crate) fn run(self) -> Done {

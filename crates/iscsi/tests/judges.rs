@@ -27,6 +27,9 @@ const DISK_BYTES: usize = 128 << 20;
 
 // The site under test.
 
+/// A flush that takes so long panics instead.
+const BROKEN: Duration = Duration::from_secs(3600);
+
 /// A thin disk in memory whose flush takes as long as a test says.
 struct TestDisk {
     ram: Ram,
@@ -53,6 +56,7 @@ impl Disk for TestDisk {
         self.ram.write(offset, data)
     }
     fn flush(&self) -> Result<(), DiskError> {
+        assert!(self.flush_time < BROKEN, "this disk is broken");
         thread::sleep(self.flush_time);
         self.ram.flush()
     }
@@ -434,6 +438,24 @@ fn pings_are_answered_while_a_flush_takes_its_time() {
     assert_eq!(initiator.answer().unwrap().status, 0);
     assert!(start.elapsed() >= Duration::from_millis(1500));
     assert!(lab.server().sessions().list()[0].answers_pings);
+}
+
+#[test]
+fn a_disk_that_panics_costs_its_command_and_not_the_helpers() {
+    let limits = Limits {
+        helper_threads: 1,
+        ..Limits::default()
+    };
+    let lab = Lab::shaped(Shape {
+        flush_time: BROKEN,
+        limits,
+        ..Shape::default()
+    });
+    let mut initiator = lab.initiator(1);
+    for _ in 0..2 {
+        let answer = initiator.command(&FLUSH, &[], 0);
+        assert_eq!((answer.status, answer.data[4]), (2, 4), "hardware error");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -45,7 +46,11 @@ fn help(jobs: &Mutex<Receiver<(Job, Arc<Mailbox>)>>) {
         let Ok((job, mailbox)) = next else {
             return; // the server is gone
         };
-        mailbox.deliver(job.run());
+        let id = job.id;
+        // A disk that panics costs its command, not the pool.
+        let run = AssertUnwindSafe(|| job.run());
+        let done = catch_unwind(run).unwrap_or_else(|_| Done::failed(id));
+        mailbox.deliver(done);
     }
 }
 

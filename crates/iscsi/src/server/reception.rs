@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -361,7 +362,10 @@ impl Clerk {
             let Ok(half_open) = next else {
                 return; // reception has closed
             };
-            self.step(half_open);
+            // A site that panics costs its login, not the pool.
+            if catch_unwind(AssertUnwindSafe(|| self.step(half_open))).is_err() {
+                tracing::error!("a login panicked");
+            }
         }
     }
 

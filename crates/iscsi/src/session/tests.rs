@@ -675,6 +675,37 @@ fn an_aborted_write_gets_no_response_and_its_data_is_dropped() {
 }
 
 #[test]
+fn data_on_its_way_is_bounded_and_a_tag_used_again_is_not_asked_twice() {
+    let mut shape = Shape::default();
+    shape.parameters.max_burst_length = 5 << 20;
+    let mut lab = Lab::shaped(shape);
+    // The disk is 1 MiB: 12 writes of 1 MiB, of which 8 fit the window and
+    // the limit.
+    let first = lab.command(&write10(0, 2048), 1 << 20, 0xa0, &[]).remove(0);
+    for _ in 0..7 {
+        let heard = lab.command(&write10(0, 2048), 1 << 20, 0xa0, &[]);
+        assert_eq!(heard[0].opcode, 0x31);
+    }
+    assert_eq!(lab.session.solicited_bytes, MAX_SOLICITED_BYTES);
+    let Request::ScsiCommand(mut ninth) = lab.request(&write10(0, 16), 8192, 0xa0) else {
+        unreachable!();
+    };
+    ninth.immediate = true;
+    lab.cmd_sn = lab.cmd_sn.wrapping_sub(1);
+    ninth.itt = 0x9999;
+    lab.send(&Request::ScsiCommand(ninth.clone()), &[]);
+    assert!(lab.heard().is_empty(), "it has to wait");
+    lab.manage(1, 0x9999);
+    assert_eq!(lab.heard()[0].bytes[0], 0);
+    // The same tag again, with unsolicited data under way.
+    ninth.is_final = false;
+    lab.send(&Request::ScsiCommand(ninth), &[]);
+    lab.manage(1, first.itt);
+    let heard = lab.heard();
+    assert!(heard.iter().all(|h| h.opcode != 0x31), "{heard:?}");
+}
+
+#[test]
 fn a_reset_by_another_session_ends_tasks_silently_and_tells_everybody() {
     let mut lab = Lab::new();
     let r2t = lab.command(&write10(50, 8), 4096, 0xa0, &[]).remove(0);
