@@ -225,6 +225,8 @@ impl Escape {
                     into.push(char::from(byte));
                     Escape::None
                 }
+                // One mark for a character beyond ASCII, whatever its length in UTF-8.
+                (Escape::None, 0x80..=0xbf) => Escape::None,
                 (Escape::None, _) => {
                     into.push('?');
                     Escape::None
@@ -253,5 +255,6 @@ mod tests {
             "iPXE\nok?".replace('?', "")
         );
         assert_eq!(plain(b"a\x1b[2;1Hb"), "a\nb");
+        assert_eq!(plain("a\u{2026}b".as_bytes()), "a?b");
     }
 }
