@@ -8,12 +8,11 @@ use indicatif::HumanBytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use serde_json::Value;
 
 /// An answer, both ways.
 pub(super) struct Answer {
     text: String,
-    json: Value,
+    json: String,
 }
 
 impl Answer {
@@ -21,22 +20,22 @@ impl Answer {
     pub(super) fn new(text: impl Into<String>, json: &impl Serialize) -> anyhow::Result<Answer> {
         Ok(Answer {
             text: text.into(),
-            json: serde_json::to_value(json)?,
+            json: serde_json::to_string_pretty(json)?,
         })
     }
 
     /// What is printed.
-    pub(super) fn shown(&self, json: bool) -> anyhow::Result<String> {
-        Ok(if json {
-            serde_json::to_string_pretty(&self.json)?
+    pub(super) fn shown(&self, json: bool) -> &str {
+        if json {
+            &self.json
         } else {
-            self.text.trim_end().to_owned()
-        })
+            self.text.trim_end()
+        }
     }
 
     /// Prints it. A reader that has seen enough (`| head`) is no error.
     pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
-        let text = self.shown(json)?;
+        let text = self.shown(json);
         match writeln!(std::io::stdout(), "{text}") {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             printed => printed.context("cannot print the answer"),

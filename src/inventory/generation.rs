@@ -164,6 +164,18 @@ mod tests {
     }
 
     #[test]
+    fn scripts_fetched_at_once_prepare_one_generation() {
+        let site = Site::new();
+        let pc = site.new_machine("pc07", 7);
+        let secrets: std::collections::BTreeSet<String> = std::thread::scope(|scope| {
+            let prepare = || site.prepare_generation(pc.id).unwrap().secret;
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(prepare)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        assert_eq!(secrets.len(), 1);
+    }
+
+    #[test]
     fn preparing_leaves_the_running_generation_its_secret() {
         let site = Site::new();
         let pc = site.new_machine("pc07", 7);

@@ -617,3 +617,72 @@ fn read_word<T>(
         rusqlite::Error::FromSqlConversionFailure(column, Type::Text, why.into())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn synchronous(store: &Store, survives: Survives) -> u32 {
+        let level = |facts: &Facts<'_>| {
+            let level = |row: &Row<'_>| row.get(0);
+            Ok(facts
+                .connection
+                .pragma_query_value(None, "synchronous", level)?)
+        };
+        store.write(survives, level).unwrap()
+    }
+
+    #[test]
+    fn only_what_survives_the_loss_of_power_costs_a_sync() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        const NORMAL: u32 = 1;
+        const FULL: u32 = 2;
+        assert_eq!(synchronous(&store, Survives::Power), FULL);
+        assert_eq!(synchronous(&store, Survives::Process), NORMAL);
+        assert_eq!(synchronous(&store, Survives::Power), FULL);
+    }
+
+    #[test]
+    fn a_change_that_fails_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("state.db")).unwrap();
+        let lease = Lease {
+            mac: Mac([2; 6]),
+            address: [10, 0, 0, 1].into(),
+            expires: UNIX_EPOCH,
+            uuid: None,
+            host_name: None,
+        };
+        let failed: Result<()> = store.write(Survives::Power, |facts| {
+            facts.put_lease(&lease)?;
+            Err(Error::Failed("later".into()))
+        });
+        assert!(failed.is_err());
+        assert_eq!(store.read(|facts| facts.leases()).unwrap(), []);
+    }
+
+    #[test]
+    fn a_database_of_a_newer_program_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        drop(Store::open(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        drop(connection);
+        let refusal = Store::open(&path).err().unwrap().to_string();
+        assert!(refusal.contains("written by a newer diskless"), "{refusal}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.db");
+        std::fs::write(&path, vec![b'x'; 8192]).unwrap();
+        let refusal = Store::open(&path).err().unwrap().to_string();
+        assert!(
+            refusal.contains("state.db: file is not a database"),
+            "{refusal}"
+        );
+    }
+}

@@ -35,6 +35,18 @@ impl Site {
         }
     }
 
+    /// A site on a copy of a data directory.
+    fn new_at_copy_of(data: &Path) -> Site {
+        let directory = tempfile::tempdir().unwrap();
+        copy_tree(data, &directory.path().join("data"));
+        let mut site = Site {
+            inventory: None,
+            directory,
+        };
+        site.restart();
+        site
+    }
+
     /// Closes the inventory, where it is open, and opens it again.
     pub(crate) fn restart(&mut self) {
         let limits = self
@@ -112,4 +124,34 @@ impl Deref for Site {
 /// A MAC that ends in `last`.
 pub(crate) fn mac(last: u8) -> Mac {
     Mac([0x52, 0x54, 0, 0, 0, last])
+}
+
+#[test]
+fn what_was_answered_is_in_the_data_directory_when_the_process_dies() {
+    let site = Site::new();
+    let pc = site.new_machine("pc07", 7);
+    let pending = site.enrol(mac(8), None, None).unwrap();
+    let prepared = site.prepare_generation(pc.id).unwrap();
+    let image = site.new_image("debian");
+    let overlay = site.add_overlay(pc.id, &image, OverlayMode::Keep).unwrap();
+    // What the kernel holds at this moment is what a kill -9 leaves behind.
+    let copied = Site::new_at_copy_of(&site.data_path());
+    let machines: Vec<_> = copied.machines().unwrap().iter().map(|m| m.id).collect();
+    assert!(machines.contains(&pc.id) && machines.contains(&pending.id));
+    assert!(copied.generations(pc.id).unwrap().prepared == Some(prepared));
+    assert_eq!(copied.overlays().unwrap(), [overlay]);
+    assert_eq!(copied.images()[0].sha256, image.sha256);
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }

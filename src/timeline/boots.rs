@@ -6,7 +6,6 @@
 //! and when a door knows of a newer boot generation. What comes in between
 //! belongs to the boot that runs.
 
-use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -56,29 +55,6 @@ impl Boot {
             Stage::LoaderAsked => reached(&[Stage::LoggedIn, Stage::SystemAsked]),
             _ => newer,
         }
-    }
-}
-
-/// One line for each event: `+3.1 s  fetched its loader (snponly.efi)`.
-impl fmt::Display for Boot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for event in &self.events {
-            let seconds = self.since_began(event).as_secs_f64();
-            write!(
-                f,
-                "{:>9}  {}",
-                format!("+{seconds:.1} s"),
-                event.stage.meaning()
-            )?;
-            if !event.detail.is_empty() {
-                write!(f, " ({})", event.detail)?;
-            }
-            if event.count > 1 {
-                write!(f, ", {} times", event.count)?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
     }
 }
 
@@ -202,16 +178,20 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_is_printed_with_the_time_since_its_first_packet() {
-        let mut list = events(&[(0, FirmwareAsked, None), (3, LoaderSent, None)]);
-        list[0].detail = "BIOS PXE".into();
-        list[1].at += SignedDuration::from_millis(140);
-        list[1].count = 2;
-        let boot = group(list).remove(0);
-        assert_eq!(
-            boot.to_string(),
-            "   +0.0 s  its firmware asked for an address (BIOS PXE)\n   \
-             +3.1 s  fetched its loader, 2 times\n"
-        );
+    fn an_event_has_the_time_since_the_first_packet_of_its_boot() {
+        let boots = group(events(&[
+            (0, FirmwareAsked, None),
+            (3, LoaderSent, None),
+            (20, FirmwareAsked, None),
+            (24, LoaderSent, None),
+        ]));
+        let since: Vec<Vec<u64>> = boots
+            .iter()
+            .map(|boot| {
+                let of = |event| boot.since_began(event).as_secs();
+                boot.events.iter().map(of).collect()
+            })
+            .collect();
+        assert_eq!(since, [[0, 3], [0, 4]]);
     }
 }

@@ -181,3 +181,20 @@ fn an_image_survives_a_restart_with_its_facts() {
     site.restart();
     assert_eq!(site.images(), [image]);
 }
+
+#[test]
+fn imports_of_one_name_at_once_become_versions_one_after_the_other() {
+    let site = Site::new();
+    let sources = [
+        source(&site, "a.raw", &[1; 4096]),
+        source(&site, "b.raw", &[2; 4096]),
+    ];
+    std::thread::scope(|scope| {
+        for source in &sources {
+            scope.spawn(|| site.import_and_wait("debian", source).unwrap());
+        }
+    });
+    let versions: Vec<u32> = site.images().iter().map(|image| image.version).collect();
+    assert_eq!(versions, [1, 2]);
+    assert_ne!(site.images()[0].sha256, site.images()[1].sha256);
+}
