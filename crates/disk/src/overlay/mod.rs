@@ -22,12 +22,8 @@ use crate::{
     Access, BaseId, Disk, DiskError, Durability, Geometry, OpenError, Segment, SharedDisk,
 };
 
-#[cfg(test)]
-mod crash;
 mod head;
 mod journal;
-#[cfg(test)]
-mod kill;
 mod layer;
 mod live;
 mod lock;

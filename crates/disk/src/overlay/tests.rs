@@ -3,6 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+mod crash;
+mod kill;
+
 use super::*;
 use crate::contract::Subject;
 use crate::{Ram, Raw};

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::*;
+use super::super::*;
 use crate::Ram;
 
 const DIR: &str = "DISK_KILL_DIR";
@@ -120,7 +120,7 @@ fn kill_in_a_loop(mode: OverlayMode, rounds: u64) {
     let mut answered_at_all = 0;
     for seed in 1..=rounds {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "overlay::kill::writer_of_the_kill_test"])
+            .args(["--exact", "overlay::tests::kill::writer_of_the_kill_test"])
             .args(["--nocapture", "--test-threads=1"])
             .env(DIR, &dir)
             .env(SEED, seed.to_string())

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use super::*;
+use super::super::*;
 use crate::Ram;
 use crate::files::recorder::{Op, Recorder};
 
