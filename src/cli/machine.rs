@@ -124,7 +124,7 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
         }
         Verb::List => {
             let machines: Vec<Machine> = client.show("/machines").await?;
-            Answer::new(list(&machines, crate::inventory::now()), &machines)
+            Answer::new(list(&machines, jiff::Timestamp::now()), &machines)
         }
         Verb::Show { machine } => {
             let machine: Machine = client.show(&path(&machine)).await?;

@@ -16,7 +16,7 @@ pub(super) enum Verb {
 pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
     let Verb::List = verb;
     let sessions: Vec<Session> = client.show("/sessions").await?;
-    Answer::new(list(&sessions, crate::inventory::now()), &sessions)
+    Answer::new(list(&sessions, jiff::Timestamp::now()), &sessions)
 }
 
 fn list(sessions: &[Session], now: Timestamp) -> String {
