@@ -140,7 +140,7 @@ pub struct Limits {
     /// Threads that run logins, and so ask [`Targets`].
     pub login_threads: usize,
     /// Threads that run flushes and other slow commands.
-    pub helper_threads: usize,
+    pub worker_threads: usize,
     /// Commands a session may have under way: its CmdSN window.
     pub tasks_per_session: u32,
     /// How long a peer may take nothing of what we send.
@@ -158,7 +158,7 @@ impl Default for Limits {
             half_open_logins_per_address: 128,
             login_deadline: Duration::from_secs(15),
             login_threads: 8,
-            helper_threads: 8,
+            worker_threads: 8,
             tasks_per_session: 128,
             send_timeout: Duration::from_secs(30),
             silence: Duration::from_secs(30),

@@ -2,7 +2,7 @@
 //!
 //! One *reception* thread accepts connections and watches those that have not
 //! logged in; a small pool runs logins; every logged-in connection has a
-//! thread of its own that blocks on its socket; a pool of helpers runs what
+//! thread of its own that blocks on its socket; a pool of workers runs what
 //! would keep such a thread from answering pings.
 
 use std::io;
@@ -15,16 +15,16 @@ use std::time::Duration;
 use crate::{Limits, Targets};
 
 mod connection;
-mod helpers;
 mod reception;
 mod registry;
+mod workers;
 
 pub(crate) use registry::Stats;
 pub use registry::{SessionId, SessionInfo, Sessions};
 
-use helpers::Helpers;
 use reception::{Reception, Wake};
 use registry::HangUp;
+use workers::Workers;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -74,7 +74,7 @@ impl Server {
         let sessions = Sessions::new(limits.sessions);
         targets.serving(sessions.clone());
         let shared = Arc::new(Shared {
-            helpers: Helpers::start(limits.helper_threads)?,
+            workers: Workers::start(limits.worker_threads)?,
             targets,
             sessions,
             limits,
@@ -157,7 +157,7 @@ struct Shared {
     sessions: Sessions,
     limits: Limits,
     counters: Counts,
-    helpers: Helpers,
+    workers: Workers,
     /// Going: finish what has come and start nothing.
     draining: AtomicBool,
 }

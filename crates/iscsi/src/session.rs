@@ -80,11 +80,11 @@ pub(crate) struct Session<'t> {
     unasked: VecDeque<u32>,
     solicited_bytes: u32,
     next_ttt: u32,
-    /// Commands on helpers, by job.
+    /// Commands on workers, by job.
     running: HashMap<u64, Running>,
     next_job: u64,
     jobs: Vec<Job>,
-    /// Task management that waits for helpers to let go.
+    /// Task management that waits for workers to let go.
     resolving: Vec<Resolving>,
     text: Option<TextExchange>,
     segments: Vec<Segment<'t>>,
@@ -189,7 +189,7 @@ impl<'t> Session<'t> {
         }
     }
 
-    /// Work for helpers that has come up since the last call.
+    /// Work for workers that has come up since the last call.
     pub(crate) fn jobs(&mut self) -> Vec<Job> {
         std::mem::take(&mut self.jobs)
     }

@@ -1,4 +1,4 @@
-//! A SCSI command under way: the data it waits for, or the helper it waits
+//! A SCSI command under way: the data it waits for, or the worker it waits
 //! for.
 
 use std::sync::Arc;
@@ -62,7 +62,7 @@ pub(crate) struct Burst {
     pub(crate) next_data_sn: u32,
 }
 
-/// What a slow command is doing on a helper.
+/// What a slow command is doing on a worker.
 pub(crate) struct Running {
     pub(crate) itt: u32,
     pub(crate) lun: [u8; 8],
@@ -76,7 +76,7 @@ pub(crate) struct Running {
     pub(crate) resets: u64,
 }
 
-/// A slow command, for a helper.
+/// A slow command, for a worker.
 pub(crate) struct Job {
     pub(crate) id: u64,
     unit: Arc<LogicalUnit>,
@@ -196,7 +196,7 @@ impl<'t> Task<'t> {
         std::mem::take(&mut self.staged)
     }
 
-    /// The work left, for a helper.
+    /// The work left, for a worker.
     pub(crate) fn job(&mut self, id: u64, called_off: Arc<AtomicBool>) -> Job {
         Job {
             id,

@@ -4,7 +4,7 @@
 //! A judge that is not installed says so and is skipped; with `CI=true` it
 //! fails.
 
-// A test: what fails may panic, helpers included.
+// A test: what fails may panic, our own initiator included.
 #![allow(clippy::unwrap_used)]
 
 use std::io::{self, Read, Write};
@@ -441,9 +441,9 @@ fn pings_are_answered_while_a_flush_takes_its_time() {
 }
 
 #[test]
-fn a_disk_that_panics_costs_its_command_and_not_the_helpers() {
+fn a_disk_that_panics_costs_its_command_and_not_the_workers() {
     let limits = Limits {
-        helper_threads: 1,
+        worker_threads: 1,
         ..Limits::default()
     };
     let lab = Lab::shaped(Shape {

@@ -103,9 +103,9 @@ mod tests {
         let (mine, other) = (attentions.connect(), attentions.connect());
         mine.take();
         other.take();
-        attentions.raise(Sense::MODE_PARAMETERS_CHANGED, Some(&mine));
+        attentions.raise(Sense::DEVICE_RESET_OCCURRED, Some(&mine));
         assert_eq!(mine.take(), None);
-        assert_eq!(other.take(), Some(Sense::MODE_PARAMETERS_CHANGED));
+        assert_eq!(other.take(), Some(Sense::DEVICE_RESET_OCCURRED));
     }
 
     #[test]

@@ -29,8 +29,6 @@ pub enum SenseFormat {
 impl Sense {
     /// 0/00/00: nothing to report.
     pub const NONE: Sense = Sense::new(0x0, 0x00, 0x00);
-    /// 2/04/02: stopped, START STOP UNIT is needed.
-    pub const NOT_STARTED: Sense = Sense::new(0x2, 0x04, 0x02);
     /// 3/0C/00.
     pub const WRITE_ERROR: Sense = Sense::new(0x3, 0x0c, 0x00);
     /// 3/11/00.
@@ -55,26 +53,18 @@ impl Sense {
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x39, 0x00);
     /// 6/29/00: power on, reset, or a new session.
     pub const RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x00);
-    /// 6/29/02: target reset.
-    pub const BUS_RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x02);
     /// 6/29/03: logical unit reset.
     pub const DEVICE_RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x03);
-    /// 6/2A/01.
-    pub const MODE_PARAMETERS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x01);
     /// 6/2F/00.
     pub const COMMANDS_CLEARED_BY_ANOTHER_INITIATOR: Sense = Sense::new(0x6, 0x2f, 0x00);
     /// 7/27/00.
     pub const WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x00);
-    /// 7/27/02: write-protected by SWP.
-    pub const SOFTWARE_WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x02);
     /// 7/27/07: thin provisioning found no space.
     pub const SPACE_ALLOCATION_FAILED: Sense = Sense::new(0x7, 0x27, 0x07);
     /// B/0C/0C: data came that nobody asked for.
     pub const UNEXPECTED_UNSOLICITED_DATA: Sense = Sense::new(0xb, 0x0c, 0x0c);
     /// B/0C/0D: not as much data came as was announced.
     pub const INCORRECT_AMOUNT_OF_DATA: Sense = Sense::new(0xb, 0x0c, 0x0d);
-    /// B/4B/00.
-    pub const DATA_PHASE_ERROR: Sense = Sense::new(0xb, 0x4b, 0x00);
     /// E/1D/00.
     pub const MISCOMPARE: Sense = Sense::new(0xe, 0x1d, 0x00);
 

@@ -1,7 +1,7 @@
 //! A logged-in connection: one thread that blocks on its socket.
 //!
 //! Everything a receive brought is handled before one vectored send. Only
-//! while a helper works for the connection does it wait for two things.
+//! while a worker works for the connection does it wait for two things.
 
 // `sendmsg` of memory mappings: no safe interface takes bytes that may change
 // or vanish while the kernel reads them.
@@ -18,8 +18,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{SockRef, TcpKeepalive};
 
-use super::helpers::Mailbox;
 use super::registry::{Entered, HangUp};
+use super::workers::Mailbox;
 use super::{Shared, count};
 use crate::keys::OUR_MAX_RECV_DATA_SEGMENT_LENGTH;
 use crate::login::{Entrance, LoginStatus};
@@ -99,10 +99,10 @@ pub(super) fn start(
             exp_cmd_sn,
         };
         let login = &connection.login;
-        tracing::info!(session = %entered.id, initiator = login.initiator,
+        tracing::debug!(session = %entered.id, initiator = login.initiator,
             target = login.target, peer = %login.peer, "logged in");
         let reason = connection.run(Session::new(start));
-        tracing::info!(session = %entered.id, initiator = login.initiator, reason, "session ended");
+        tracing::debug!(session = %entered.id, initiator = login.initiator, reason, "session ended");
     };
     let spawned = thread::Builder::new()
         .name("iscsi-session".into())
@@ -211,11 +211,11 @@ impl Connection {
 
     fn send_jobs(&self, session: &mut Session<'_>) {
         for job in session.jobs() {
-            self.shared.helpers.run(job, &self.mailbox);
+            self.shared.workers.run(job, &self.mailbox);
         }
     }
 
-    /// Waits for input, and for helpers where some are at work.
+    /// Waits for input, and for workers where some are at work.
     fn wait<'t>(
         &self,
         input: &mut Input,
@@ -282,7 +282,7 @@ impl Connection {
     }
 }
 
-/// Waits for the connection's helpers before anything of it is let go.
+/// Waits for the connection's workers before anything of it is let go.
 struct IdleAtLast<'a>(&'a Mailbox);
 
 impl Drop for IdleAtLast<'_> {

@@ -311,7 +311,7 @@ impl Lab {
         assert_eq!(self.send(&request, data), Next::Continue);
     }
 
-    /// Runs every job there is, as helpers would.
+    /// Runs every job there is, as workers would.
     fn help(&mut self) -> usize {
         let jobs = self.session.jobs();
         let count = jobs.len();

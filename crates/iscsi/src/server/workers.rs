@@ -1,4 +1,4 @@
-//! Helpers: a few threads that run slow commands, so that a connection goes
+//! Workers: a few threads that run slow commands, so that a connection goes
 //! on answering pings and task management.
 
 use std::io;
@@ -13,34 +13,34 @@ use rustix::event::{EventfdFlags, eventfd};
 use crate::task::{Done, Job};
 
 /// The pool.
-pub(super) struct Helpers {
+pub(super) struct Workers {
     queue: Sender<(Job, Arc<Mailbox>)>,
 }
 
-impl Helpers {
-    pub(super) fn start(threads: usize) -> io::Result<Helpers> {
+impl Workers {
+    pub(super) fn start(threads: usize) -> io::Result<Workers> {
         let (queue, jobs) = mpsc::channel();
         let jobs = Arc::new(Mutex::new(jobs));
         for _ in 0..threads.max(1) {
             let jobs = jobs.clone();
             thread::Builder::new()
-                .name("iscsi-helper".into())
-                .spawn(move || help(&jobs))?;
+                .name("iscsi-worker".into())
+                .spawn(move || work(&jobs))?;
         }
-        Ok(Helpers { queue })
+        Ok(Workers { queue })
     }
 
     /// Runs a job; its end is told to `mailbox`.
     pub(super) fn run(&self, job: Job, mailbox: &Arc<Mailbox>) {
         mailbox.lock().outstanding += 1;
-        // Cannot fail: helpers live as long as the pool.
+        // Cannot fail: workers live as long as the pool.
         if self.queue.send((job, mailbox.clone())).is_err() {
             mailbox.lock().outstanding -= 1;
         }
     }
 }
 
-fn help(jobs: &Mutex<Receiver<(Job, Arc<Mailbox>)>>) {
+fn work(jobs: &Mutex<Receiver<(Job, Arc<Mailbox>)>>) {
     loop {
         let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok((job, mailbox)) = next else {
