@@ -1,5 +1,6 @@
 //! The full feature phase of one session (RFC 7143 sections 4.2, 7 and 11):
-//! command numbering, tasks, data transfer, task management.
+//! command numbering, tasks, and the answers to them. Data transfer, task
+//! management and text have files of their own below.
 //!
 //! Owns no socket, no thread and no clock: requests come in through
 //! [`Session::receive`], slow work goes out through [`Session::jobs`] and
@@ -16,23 +17,26 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use scsi::disk::Segment;
 use scsi::{Command, LogicalUnit, Lun, Nexus, Pace, Sense, SenseFormat, Work};
 
-use crate::keys::{self, Parameters};
+use crate::keys::Parameters;
 use crate::outbox::Outbox;
 use crate::server::Stats;
-use crate::task::{Burst, Done, Job, Refusal, Running, Task};
+use crate::task::{Done, Job, Refusal, Running, Task};
 use crate::wire::{
-    Bhs, DataIn, DataOut, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, Numbers, PduError,
-    R2t, Reject, Request, Residual, ScsiCommand, ScsiResponse, TaskManagement,
-    TaskManagementResponse, TextRequest, TextResponse, is_before,
+    Bhs, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, Numbers, PduError, Reject, Request,
+    Residual, ScsiCommand, ScsiResponse, is_before,
 };
-use crate::{Login, Target, Targets, discovery};
+use crate::{Login, Target, Targets};
 
-/// Data-out asked for and not yet come, over all tasks of a session.
-const MAX_SOLICITED_BYTES: u32 = 8 << 20;
+mod data_in;
+mod data_out;
+mod management;
+mod text;
+
+use management::Resolving;
+use text::TextExchange;
+
 /// Immediate commands beyond the window.
 const MAX_IMMEDIATE_TASKS: usize = 8;
-/// Text one Text Request may bring, over all its PDUs.
-const MAX_TEXT_BYTES: usize = 64 << 10;
 
 /// SCSI status codes (SAM-5 section 5.3.1).
 const GOOD: u8 = 0x00;
@@ -92,20 +96,6 @@ pub(crate) struct Session<'t> {
     bytes_read: u64,
     bytes_written: u64,
     rejects: u64,
-}
-
-/// A task management function whose tasks are still running.
-struct Resolving {
-    itt: u32,
-    jobs: Vec<u64>,
-}
-
-/// Text that takes more than one PDU, either way.
-#[derive(Default)]
-struct TextExchange {
-    ttt: u32,
-    request: Vec<u8>,
-    response: VecDeque<u8>,
 }
 
 /// What a session starts from.
@@ -382,20 +372,6 @@ impl<'t> Session<'t> {
         Next::Continue
     }
 
-    /// Whether the data that comes with a command, or is announced to follow,
-    /// may come.
-    fn check_unsolicited(&self, pdu: &ScsiCommand, data: &[u8]) -> Result<(), &'static str> {
-        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let limit = pdu.expected_bytes.min(self.parameters.first_burst_length);
-        if bytes > 0 && (!pdu.writes || !self.parameters.immediate_data || bytes > limit) {
-            return Err("immediate data that was not agreed on");
-        }
-        if pdu.writes && !pdu.is_final && self.parameters.initial_r2t {
-            return Err("unsolicited data that was not agreed on");
-        }
-        Ok(())
-    }
-
     fn report_luns(&self, pdu: &ScsiCommand) -> Result<Vec<u8>, Sense> {
         let Command::ReportLuns { select, allocation } = Command::parse(&pdu.cdb)? else {
             return Err(Sense::INVALID_OPCODE);
@@ -466,115 +442,6 @@ impl<'t> Session<'t> {
         }
     }
 
-    /// Asks for data as long as not too much of it is on its way.
-    fn solicit(&mut self, out: &mut Outbox<'t>) {
-        while let Some(itt) = self.unasked.front().copied() {
-            let waiting = self.tasks.get_mut(&itt);
-            let waiting = waiting.filter(|task| task.unsolicited.is_none() && task.burst.is_none());
-            let Some(task) = waiting else {
-                self.unasked.pop_front(); // aborted meanwhile, its tag perhaps in use again
-                continue;
-            };
-            let left = task.wanted.saturating_sub(task.received);
-            let bytes = left.min(self.parameters.max_burst_length);
-            if self.solicited_bytes > 0 && self.solicited_bytes + bytes > MAX_SOLICITED_BYTES {
-                return;
-            }
-            self.unasked.pop_front();
-            let ttt = self.next_ttt;
-            self.next_ttt = match ttt.wrapping_add(1) {
-                NO_TAG => 0,
-                next => next,
-            };
-            task.burst = Some(Burst {
-                ttt,
-                end: task.received + bytes,
-                bytes,
-                next_data_sn: 0,
-            });
-            let r2t_sn = task.r2t_sn;
-            task.r2t_sn += 1;
-            let (lun, buffer_offset) = (task.lun, task.received);
-            self.solicited_bytes += bytes;
-            let numbers = self.numbers();
-            let r2t = R2t {
-                lun,
-                itt,
-                ttt,
-                numbers,
-                r2t_sn,
-                buffer_offset,
-                desired_bytes: bytes,
-            };
-            out.header(&r2t.emit());
-        }
-    }
-
-    fn data_out(&mut self, pdu: &DataOut, data: &[u8], out: &mut Outbox<'t>) -> Next {
-        // Data of a task that was answered or aborted is dropped.
-        let Some(mut task) = self.tasks.remove(&pdu.itt) else {
-            return Next::Continue;
-        };
-        let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        self.bytes_written += u64::from(bytes);
-        let end = pdu.buffer_offset.checked_add(bytes);
-        let in_order = pdu.buffer_offset == task.received;
-        let fits = if pdu.ttt == NO_TAG {
-            let limit = task.expected_bytes.min(self.parameters.first_burst_length);
-            task.unsolicited
-                .is_some_and(|data_sn| data_sn == pdu.data_sn)
-                && in_order
-                && end.is_some_and(|end| end <= limit)
-        } else {
-            task.burst.as_ref().is_some_and(|burst| {
-                burst.ttt == pdu.ttt
-                    && burst.next_data_sn == pdu.data_sn
-                    && end.is_some_and(|end| end <= burst.end && (end == burst.end) == pdu.is_final)
-            }) && in_order
-        };
-        if !fits {
-            self.release(&task);
-            self.solicit(out);
-            let sense = match task.burst.is_none() && task.unsolicited.is_none() {
-                true => Sense::UNEXPECTED_UNSOLICITED_DATA,
-                false => Sense::INCORRECT_AMOUNT_OF_DATA,
-            };
-            let answered = Answered {
-                itt: task.itt,
-                expected_bytes: task.expected_bytes,
-                reads: false,
-                data_sn: task.r2t_sn,
-            };
-            let format = task.unit.sense_format();
-            self.fail(&answered, sense.into(), format, out);
-            return Next::Continue;
-        }
-        task.take(data);
-        if pdu.is_final {
-            self.release(&task);
-            task.unsolicited = None;
-            task.burst = None;
-            self.advance(task, false, out);
-            self.solicit(out);
-            return Next::Continue;
-        }
-        if let Some(data_sn) = &mut task.unsolicited {
-            *data_sn += 1;
-        }
-        if let Some(burst) = &mut task.burst {
-            burst.next_data_sn += 1;
-        }
-        self.tasks.insert(pdu.itt, task);
-        Next::Continue
-    }
-
-    /// Takes back what a task was allowed to have on its way.
-    fn release(&mut self, task: &Task<'t>) {
-        if let Some(burst) = &task.burst {
-            self.solicited_bytes = self.solicited_bytes.saturating_sub(burst.bytes);
-        }
-    }
-
     // Answers.
 
     fn answer_or_fail(
@@ -601,171 +468,6 @@ impl<'t> Session<'t> {
         };
         let actual = u32::try_from(moved).unwrap_or(u32::MAX);
         self.data_in(answered, actual, data, out);
-    }
-
-    /// GOOD; `actual` is what the command moved, or would have moved.
-    fn data_in(&mut self, answered: &Answered, actual: u32, data: &[u8], out: &mut Outbox<'t>) {
-        self.commands += 1;
-        let residual = residual(answered.expected_bytes, actual);
-        let room = match answered.reads {
-            true => usize::try_from(answered.expected_bytes).unwrap_or(usize::MAX),
-            false => 0,
-        };
-        let data = &data[..data.len().min(room)];
-        if data.is_empty() {
-            self.respond(answered, GOOD, residual, &[], out);
-            return;
-        }
-        self.bytes_read += u64::try_from(data.len()).unwrap_or(0);
-        let mut at = 0;
-        for step in self.steps(data.len()) {
-            let header = self.data_in_header(answered, &step, residual);
-            out.pdu(&header, &data[at..at + step.bytes]);
-            at += step.bytes;
-        }
-    }
-
-    /// A READ: status and all.
-    fn read(
-        &mut self,
-        answered: &Answered,
-        unit: &'t LogicalUnit,
-        work: Work,
-        out: &mut Outbox<'t>,
-    ) {
-        let bytes = work.read_bytes().unwrap_or(0);
-        let actual = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let residual = residual(answered.expected_bytes, actual);
-        let total = match answered.reads {
-            true => actual.min(answered.expected_bytes),
-            false => 0,
-        };
-        if total == 0 {
-            self.commands += 1;
-            self.respond(answered, GOOD, residual, &[], out);
-            return;
-        }
-        self.segments.clear();
-        let mut segments = std::mem::take(&mut self.segments);
-        let mapped = unit.segments(&work, 0, u64::from(total), &mut segments);
-        let sent = match mapped {
-            Ok(true) => {
-                out.will_read(unit, work);
-                self.send_mapped(answered, residual, total, &segments, out);
-                Ok(())
-            }
-            Ok(false) => self.send_copied(answered, residual, total, (unit, &work), out),
-            Err(sense) => Err((sense, 0)),
-        };
-        segments.clear();
-        self.segments = segments;
-        match sent {
-            Ok(()) => {
-                self.commands += 1;
-                self.bytes_read += u64::from(total);
-            }
-            Err((sense, data_sn)) => {
-                let answered = Answered {
-                    data_sn,
-                    ..*answered
-                };
-                self.fail(&answered, sense.into(), unit.sense_format(), out);
-            }
-        }
-    }
-
-    /// Sends a READ's data from where it lies mapped.
-    fn send_mapped(
-        &mut self,
-        answered: &Answered,
-        residual: Residual,
-        total: u32,
-        segments: &[Segment<'t>],
-        out: &mut Outbox<'t>,
-    ) {
-        let mut segments = segments.iter().copied();
-        let mut rest: Option<Segment<'t>> = None;
-        for step in self.steps(usize::try_from(total).unwrap_or(usize::MAX)) {
-            let header = self.data_in_header(answered, &step, residual);
-            out.header(&header);
-            let mut left = step.bytes;
-            while left > 0 {
-                let Some(segment) = rest.take().or_else(|| segments.next()) else {
-                    break; // the disk owes the whole range; see below
-                };
-                let (now, later) = segment.split_at(left);
-                left -= now.len();
-                out.mapped(now);
-                rest = Some(later).filter(|later| !later.is_empty());
-            }
-            // A disk that mapped less than it said: zeros keep the stream
-            // whole, and this cannot happen to one that passed its contract.
-            out.room(left).fill(0);
-            out.pad(step.bytes);
-            out.relieve();
-        }
-    }
-
-    /// Sends a READ's data through a buffer. On failure, how many Data-In
-    /// PDUs had gone.
-    fn send_copied(
-        &mut self,
-        answered: &Answered,
-        residual: Residual,
-        total: u32,
-        (unit, work): (&LogicalUnit, &Work),
-        out: &mut Outbox<'t>,
-    ) -> Result<(), (Sense, u32)> {
-        for step in self.steps(usize::try_from(total).unwrap_or(usize::MAX)) {
-            // The header is made once the data is there: it carries status.
-            let header = [0; crate::wire::BHS_BYTES];
-            let room = out.room(header.len() + step.bytes);
-            let offset = u64::from(step.offset);
-            let read = unit.read(work, offset, &mut room[header.len()..]);
-            if let Err(sense) = read {
-                out.take_back(header.len() + step.bytes);
-                return Err((sense, step.data_sn));
-            }
-            let header = self.data_in_header(answered, &step, residual);
-            room[..header.len()].copy_from_slice(&header);
-            out.pad(step.bytes);
-            out.relieve();
-        }
-        Ok(())
-    }
-
-    /// How `total` bytes of Data-In are cut into PDUs and sequences.
-    fn steps(&self, total: usize) -> Steps {
-        let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
-        Steps {
-            total,
-            segment: size(self.parameters.max_send_data_segment_length),
-            burst: size(self.parameters.max_burst_length),
-            at: 0,
-            in_burst: 0,
-            data_sn: 0,
-        }
-    }
-
-    fn data_in_header(&mut self, answered: &Answered, step: &Step, residual: Residual) -> Bhs {
-        let numbers = if step.is_last {
-            self.status_numbers()
-        } else {
-            let mut numbers = self.numbers();
-            // Reserved without status; iPXE copies it all the same, and is
-            // best served with the last one sent.
-            numbers.stat_sn = numbers.stat_sn.wrapping_sub(1);
-            numbers
-        };
-        let data_in = DataIn {
-            is_final: step.ends_sequence,
-            status: step.is_last.then_some(residual),
-            itt: answered.itt,
-            numbers,
-            data_sn: step.data_sn,
-            buffer_offset: step.offset,
-        };
-        data_in.emit(step.bytes)
     }
 
     /// CHECK CONDITION.
@@ -828,90 +530,6 @@ impl<'t> Session<'t> {
         Next::Continue
     }
 
-    fn task_management(&mut self, pdu: &TaskManagement, bhs: &Bhs, out: &mut Outbox<'t>) -> Next {
-        let Some(target) = self.target else {
-            self.reject(reason::PROTOCOL_ERROR, bhs, out);
-            return Next::Continue;
-        };
-        let unit = self.unit(pdu.lun);
-        let (response, ended) = match (pdu.function, unit) {
-            (1, _) => match self.end_tasks(|itt, _| itt == pdu.referenced_tag) {
-                (0, _) => (1, vec![]), // no such task: it has been answered
-                (_, jobs) => (0, jobs),
-            },
-            (2 | 4 | 5, None) => (2, vec![]), // no such unit
-            (2, Some(_)) => (0, self.end_tasks(|_, lun| lun == pdu.lun).1),
-            (4, Some((unit, nexus))) => {
-                let jobs = self.end_tasks(|_, lun| lun == pdu.lun).1;
-                unit.clear_tasks(&nexus);
-                (0, jobs)
-            }
-            (5, Some((unit, _))) => {
-                let jobs = self.end_tasks(|_, lun| lun == pdu.lun).1;
-                unit.reset();
-                (0, jobs)
-            }
-            (6 | 7, _) => {
-                let jobs = self.end_tasks(|_, _| true).1;
-                target.units.iter().for_each(|unit| unit.reset());
-                (0, jobs)
-            }
-            (8, _) => (4, vec![]), // task reassignment needs error recovery level 2
-            _ => (5, vec![]),      // not supported
-        };
-        if ended.is_empty() {
-            self.respond_task_management(pdu.itt, response, out);
-        } else {
-            self.resolving.push(Resolving {
-                itt: pdu.itt,
-                jobs: ended,
-            });
-        }
-        self.solicit(out);
-        match pdu.function {
-            7 => Next::CloseTarget,
-            _ => Next::Continue,
-        }
-    }
-
-    /// Ends tasks; how many there were, and the jobs that must let go before
-    /// that may be said.
-    fn end_tasks(&mut self, which: impl Fn(u32, [u8; 8]) -> bool) -> (usize, Vec<u64>) {
-        let mut count = 0;
-        let mut released = 0;
-        self.tasks.retain(|itt, task| {
-            let ends = which(*itt, task.lun);
-            if ends {
-                count += 1;
-                released += task.burst.as_ref().map_or(0, |burst| burst.bytes);
-            }
-            !ends
-        });
-        self.solicited_bytes = self.solicited_bytes.saturating_sub(released);
-        let mut jobs = Vec::new();
-        for (id, running) in &mut self.running {
-            if running.aborted || !which(running.itt, running.lun) {
-                continue;
-            }
-            count += 1;
-            running.aborted = true;
-            running.called_off.store(true, Ordering::Relaxed);
-            if running.work.changes_disk() {
-                jobs.push(*id);
-            }
-        }
-        (count, jobs)
-    }
-
-    fn respond_task_management(&mut self, itt: u32, response: u8, out: &mut Outbox<'t>) {
-        let response = TaskManagementResponse {
-            response,
-            itt,
-            numbers: self.status_numbers(),
-        };
-        out.header(&response.emit());
-    }
-
     fn logout(&mut self, pdu: &LogoutRequest, out: &mut Outbox<'t>) -> Next {
         let response = match pdu.reason {
             0 | 1 => 0, // there is one connection: it is the session
@@ -929,55 +547,6 @@ impl<'t> Session<'t> {
         };
         out.header(&response.emit());
         if closes { Next::Close } else { Next::Continue }
-    }
-
-    fn text(&mut self, pdu: &TextRequest, bhs: &Bhs, data: &[u8], out: &mut Outbox<'t>) -> Next {
-        let mut exchange = match (self.text.take(), pdu.ttt) {
-            (_, NO_TAG) => TextExchange {
-                ttt: pdu.itt & 0x7fff_ffff,
-                ..TextExchange::default()
-            },
-            (Some(exchange), ttt) if exchange.ttt == ttt => exchange,
-            _ => {
-                self.reject(reason::INVALID_FIELD, bhs, out);
-                return Next::Continue;
-            }
-        };
-        exchange.request.extend_from_slice(data);
-        if exchange.request.len() > MAX_TEXT_BYTES {
-            return Next::Broken("more text than anyone needs");
-        }
-        if !pdu.continues && !exchange.request.is_empty() {
-            let request = std::mem::take(&mut exchange.request);
-            let Ok(pairs) = keys::parse(&request) else {
-                self.reject(reason::PROTOCOL_ERROR, bhs, out);
-                return Next::Continue;
-            };
-            let known = discovery::Known {
-                own: self.target.map(|target| target.name.as_str()),
-                all: &|| self.targets.discover(self.login),
-                portal: self.login.portal,
-            };
-            exchange.response = discovery::answer(&pairs, &known).into();
-        }
-        let longest = usize::try_from(self.parameters.max_send_data_segment_length);
-        let now = exchange.response.len().min(longest.unwrap_or(usize::MAX));
-        let text: Vec<u8> = exchange.response.drain(..now).collect();
-        let continues = !exchange.response.is_empty();
-        let is_final = !continues && !pdu.continues && pdu.is_final;
-        let response = TextResponse {
-            is_final,
-            continues,
-            lun: pdu.lun,
-            itt: pdu.itt,
-            ttt: if is_final { NO_TAG } else { exchange.ttt },
-            numbers: self.status_numbers(),
-        };
-        out.pdu(&response.emit(text.len()), &text);
-        if !is_final {
-            self.text = Some(exchange);
-        }
-        Next::Continue
     }
 
     /// Answers bytes that are no request.
@@ -1027,53 +596,6 @@ struct Answered {
     reads: bool,
     /// Data-In and R2T PDUs sent so far.
     data_sn: u32,
-}
-
-/// Cuts Data-In into PDUs.
-struct Steps {
-    total: usize,
-    segment: usize,
-    burst: usize,
-    at: usize,
-    in_burst: usize,
-    data_sn: u32,
-}
-
-/// One Data-In PDU.
-struct Step {
-    offset: u32,
-    bytes: usize,
-    data_sn: u32,
-    ends_sequence: bool,
-    is_last: bool,
-}
-
-impl Iterator for Steps {
-    type Item = Step;
-
-    fn next(&mut self) -> Option<Step> {
-        if self.at >= self.total {
-            return None;
-        }
-        let left = self.total - self.at;
-        let bytes = left.min(self.segment).min(self.burst - self.in_burst);
-        let is_last = bytes == left;
-        self.in_burst += bytes;
-        let ends_sequence = is_last || self.in_burst == self.burst;
-        if ends_sequence {
-            self.in_burst = 0;
-        }
-        let step = Step {
-            offset: u32::try_from(self.at).unwrap_or(u32::MAX),
-            bytes,
-            data_sn: self.data_sn,
-            ends_sequence,
-            is_last,
-        };
-        self.at += bytes;
-        self.data_sn += 1;
-        Some(step)
-    }
 }
 
 /// The difference between what was expected and what there was (RFC 7143

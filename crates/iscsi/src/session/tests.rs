@@ -12,9 +12,10 @@ use proptest::prelude::*;
 use scsi::Identity;
 use scsi::disk::{Access, Disk, DiskError, Durability, Geometry};
 
+use super::data_out::MAX_SOLICITED_BYTES;
 use super::*;
 use crate::outbox::{Gone, Part, Sink};
-use crate::wire::{BHS_BYTES, LoginRequest, padding};
+use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest, padding};
 use crate::{Attachment, Authentication, LoginRefusal, Secret};
 
 /// 1 MiB, every byte of a block its number.
