@@ -119,7 +119,15 @@ impl Pc {
             "-device",
             format!("{model},netdev=lan,mac={}{rom}", self.mac),
         );
-        if self.firmware == Firmware::Uefi {
+        if self.firmware == Firmware::UefiHttp {
+            for support in ["IPv4PXESupport", "IPv6PXESupport"] {
+                add(
+                    "-fw_cfg",
+                    format!("name=opt/org.tianocore/{support},string=no"),
+                );
+            }
+        }
+        if self.firmware != Firmware::Bios {
             add(
                 "-drive",
                 format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"),
