@@ -281,6 +281,7 @@ pub(crate) struct ConfigError {
 
 impl ConfigError {
     /// Each problem: its place, what is wrong, what is allowed.
+    #[cfg(test)]
     pub(crate) fn problems(&self) -> &[String] {
         &self.problems
     }

@@ -93,7 +93,7 @@ impl Client {
             Ok(stream) => stream,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 bail!(
-                    "diskless is not running here (no answer on {socket}); \
+                    "the server is not running here (no answer on {socket}); \
                      start it with `diskless serve`"
                 )
             }

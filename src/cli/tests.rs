@@ -143,7 +143,7 @@ async fn without_a_server_one_sentence_says_so() {
         .unwrap_err();
     assert_eq!(
         refusal,
-        "diskless is not running here (no answer on /nowhere/api.sock); \
+        "the server is not running here (no answer on /nowhere/api.sock); \
          start it with `diskless serve`"
     );
 }

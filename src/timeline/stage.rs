@@ -74,7 +74,7 @@ impl Stage {
             Stage::FirmwareAsked => "its firmware asked for an address",
             Stage::LoaderAsked => "iPXE asked for an address",
             Stage::SystemAsked => "its operating system asked for an address",
-            Stage::Offered => "was told what to boot",
+            Stage::Offered => "was offered",
             Stage::Bound => "took its address",
             Stage::LoaderSent => "fetched its loader",
             Stage::ScriptSent => "fetched its boot script",
