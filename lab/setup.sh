@@ -32,6 +32,8 @@ cpio: the tiny guest's initramfs
 zstd: the same, compressed
 dnsmasq-base: somebody else's DHCP server, to stand beside (the program only, no service)
 libiscsi-bin: a second opinion on our iSCSI target
+qemu-utils: another (qemu-img and qemu-io)
+qemu-block-extra: their iSCSI
 tftp-hpa: a second opinion on our TFTP server
 isc-dhcp-client: a second opinion on our DHCP server
 "
@@ -84,7 +86,7 @@ plain=
 utils=$(dpkg-query -W -f '${Version}' qemu-utils 2>/dev/null || true)
 for package in $missing; do
     case $utils:$package in
-    *~bpo*:qemu-system-x86 | *~bpo*:seabios | *~bpo*:ovmf | *~bpo*:ipxe-qemu) from_backports="$from_backports $package" ;;
+    *~bpo*:qemu-system-x86 | *~bpo*:seabios | *~bpo*:ovmf | *~bpo*:ipxe-qemu | *~bpo*:qemu-block-extra) from_backports="$from_backports $package" ;;
     *) plain="$plain $package" ;;
     esac
 done
