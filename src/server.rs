@@ -27,8 +27,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long `full` mode waits for another DHCP server to answer; dnsmasq takes
 /// 3 s to see whether an address is free before it offers it.
 const LOOK_FOR_SERVERS: Duration = Duration::from_secs(5);
-/// How often idle disks are looked for.
-const IDLE_CHECK: Duration = Duration::from_secs(15);
+/// How often the open disks are looked after.
+const TENDING: Duration = Duration::from_secs(15);
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn serve(config: Config, served: Served) -> anyhow::Result<()> {
@@ -53,7 +53,7 @@ struct Running {
     dhcp: dhcp::Server,
     api: api::Server,
     doors: Vec<Door>,
-    idle: tokio::task::JoinHandle<()>,
+    tending: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -131,7 +131,7 @@ impl Running {
         };
         let api = listeners.serve(facts);
 
-        let idle = tokio::spawn(close_idle(Arc::clone(&disks)));
+        let tending = tokio::spawn(tend(Arc::clone(&disks)));
         Ok(Running {
             inventory,
             timeline,
@@ -142,7 +142,7 @@ impl Running {
             dhcp,
             api,
             doors,
-            idle,
+            tending,
         })
     }
 
@@ -171,8 +171,8 @@ impl Running {
 
     /// Closes the doors in the order a machine walks them, then the data.
     async fn stop(self) {
-        self.idle.abort();
-        let _ = self.idle.await;
+        self.tending.abort();
+        let _ = self.tending.await;
         self.api.stop().await;
         self.dhcp.stop().await;
         if let Some(tftp) = self.tftp {
@@ -295,12 +295,12 @@ fn word(mode: DhcpMode) -> &'static str {
     }
 }
 
-async fn close_idle(disks: Arc<MachineDisks>) {
+async fn tend(disks: Arc<MachineDisks>) {
     loop {
-        tokio::time::sleep(IDLE_CHECK).await;
+        tokio::time::sleep(TENDING).await;
         let disks = Arc::clone(&disks);
         // Closing writes a checkpoint, and waits for it.
-        let _ = tokio::task::spawn_blocking(move || disks.close_idle()).await;
+        let _ = tokio::task::spawn_blocking(move || disks.tend(Instant::now())).await;
     }
 }
 

@@ -12,29 +12,39 @@
 //! whose lock is held while its disk is opened, switched or closed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
-use disk::overlay::{Caching, HostLoss, OverlayMode as Mode};
-use disk::{BaseId, Disk, Overlay as OverlayDisk, SharedDisk};
+use anyhow::bail;
+use disk::SharedDisk;
 use iscsi::{
     Attachment, Authentication, Identity, LogicalUnit, Login, LoginRefusal, Secret, Sessions,
     Target, Targets,
 };
 use uuid::Uuid;
 
+use self::overlays::{Opened, Overlays};
 use super::Site;
 use crate::boot::{BootPlan, plan};
-use crate::inventory::{
-    self, Assignment, Generations, Image, ImageRef, Machine, Overlay, OverlayMode,
-};
+use crate::inventory::{self, Generations, Machine, Overlay, Prepared};
 use crate::timeline::Stage;
+
+mod images;
+mod overlays;
+#[cfg(test)]
+mod tests;
 
 /// How long a disk without any session stays open: a machine between its
 /// loader and its operating system, or one that has just lost its network.
 const IDLE_BEFORE_CLOSE: Duration = Duration::from_secs(60);
+
+/// How long nothing must have been written before it is noted durably that
+/// nothing is unflushed; the next write pays for that with one `fdatasync`.
+const QUIET_BEFORE_SETTLE: Duration = Duration::from_secs(60);
+
+/// How long a login that was ended on its way in may take to let go of a disk.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 /// Product name of the disk, as operating systems show it.
 const PRODUCT: &str = "VIRTUAL DISK";
@@ -44,8 +54,7 @@ pub(crate) struct MachineDisks {
     site: Arc<Site>,
     sessions: OnceLock<Sessions>,
     slots: Mutex<HashMap<Uuid, Arc<Mutex<Slot>>>>,
-    /// Golden images in use, by the UUID of their version.
-    images: Mutex<HashMap<Uuid, Weak<dyn Disk>>>,
+    overlays: Overlays,
 }
 
 /// A machine's place for its open disk.
@@ -58,20 +67,69 @@ struct Slot {
 struct OpenDisk {
     generation: u64,
     fact: Overlay,
-    overlay: Arc<OverlayDisk>,
+    overlay: Arc<disk::Overlay>,
+    /// Every session holds it too.
     target: Arc<Target>,
-    /// Sessions that hold the target.
-    users: Arc<AtomicUsize>,
-    /// Since when nobody has, where somebody looked.
+    /// Since when no session has held it, where somebody looked.
     idle_since: Option<Instant>,
+    /// Bytes its sessions had written when somebody looked, and since when.
+    written: (u64, Option<Instant>),
 }
 
 impl OpenDisk {
-    /// The orderly end: everything durable, nothing left to repair.
-    fn settle(&self, machine: impl std::fmt::Display) {
-        if let Err(error) = self.overlay.close() {
-            tracing::error!(%machine, %error, "closing its overlay");
+    fn new(site: &Site, machine: &Machine, generation: u64, opened: Opened) -> OpenDisk {
+        let overlay = Arc::new(opened.disk);
+        let identity = Identity::new(*machine.id.as_bytes(), PRODUCT);
+        let disk = Arc::clone(&overlay) as SharedDisk;
+        OpenDisk {
+            generation,
+            fact: opened.fact,
+            overlay,
+            target: Arc::new(Target {
+                name: site.target_name(machine),
+                units: vec![Arc::new(LogicalUnit::new(disk, identity))],
+            }),
+            idle_since: None,
+            written: (0, None),
         }
+    }
+
+    /// Whether a session holds it, or a login on its way in.
+    fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.target) > 1
+    }
+
+    /// Waits until nobody else holds it, once its sessions have been ended:
+    /// logins that were on their way in let go a moment later.
+    fn wait_until_free(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + LETTING_GO;
+        while self.is_in_use() {
+            if Instant::now() >= deadline {
+                bail!("a session of its last boot does not end");
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// The orderly end: everything durable, nothing left to repair.
+    fn close(self) {
+        if let Err(error) = self.overlay.close() {
+            tracing::error!(target_name = self.target.name, %error, "closing its overlay");
+        }
+    }
+
+    /// The overlay alone, which nobody else holds.
+    fn into_opened(self) -> Option<Opened> {
+        let OpenDisk {
+            fact,
+            overlay,
+            target,
+            ..
+        } = self;
+        drop(target);
+        let disk = Arc::into_inner(overlay)?;
+        Some(Opened { fact, disk })
     }
 }
 
@@ -79,16 +137,21 @@ impl MachineDisks {
     /// No disk is open yet.
     pub(crate) fn new(site: Arc<Site>) -> MachineDisks {
         MachineDisks {
+            overlays: Overlays::new(Arc::clone(&site.inventory)),
             site,
             sessions: OnceLock::new(),
             slots: Mutex::default(),
-            images: Mutex::default(),
         }
     }
 
-    /// Closes disks that nobody has used for a while; to be called now and
-    /// then.
-    pub(crate) fn close_idle(&self) {
+    /// Closes disks that nobody has used for a while, and settles those that
+    /// are at rest, so that the loss of the host then costs nobody his boot;
+    /// to be called now and then.
+    pub(crate) fn tend(&self, now: Instant) {
+        let mut written: HashMap<String, u64> = HashMap::new();
+        for session in self.sessions.get().map(Sessions::list).unwrap_or_default() {
+            *written.entry(session.target).or_default() += session.bytes_written;
+        }
         let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
         for slot in slots {
             // A slot that is locked is in use.
@@ -96,23 +159,36 @@ impl MachineDisks {
                 continue;
             };
             let Some(open) = &mut slot.open else { continue };
-            if open.users.load(Ordering::Acquire) > 0 {
+            let written = written.get(&open.target.name).copied().unwrap_or_default();
+            if open.is_in_use() {
                 open.idle_since = None;
+                let quiet_since = match open.written {
+                    (before, Some(since)) if before == written => since,
+                    _ => now,
+                };
+                open.written = (written, Some(quiet_since));
+                if now.saturating_duration_since(quiet_since) < QUIET_BEFORE_SETTLE {
+                    continue;
+                }
+            } else if now.saturating_duration_since(*open.idle_since.get_or_insert(now))
+                >= IDLE_BEFORE_CLOSE
+            {
+                if let Some(open) = slot.open.take() {
+                    open.close();
+                }
                 continue;
             }
-            let since = *open.idle_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= IDLE_BEFORE_CLOSE {
-                open.settle(open.fact.machine);
-                slot.open = None;
+            if let Err(error) = open.overlay.settle() {
+                tracing::error!(target_name = open.target.name, %error, "settling its overlay");
             }
         }
     }
 
     /// Closes every disk; for the end of the program, after the sessions'.
     pub(crate) fn close_all(&self) {
-        for (_, slot) in lock(&self.slots).drain() {
+        for (_, slot) in std::mem::take(&mut *lock(&self.slots)) {
             if let Some(open) = lock(&slot).open.take() {
-                open.settle(open.fact.machine);
+                open.close();
             }
         }
     }
@@ -120,21 +196,19 @@ impl MachineDisks {
     /// Whether a machine has sessions now.
     pub(crate) fn is_in_use(&self, machine: Uuid) -> bool {
         let slot = lock(&self.slots).get(&machine).cloned();
-        slot.is_some_and(|slot| {
-            lock(&slot)
-                .open
-                .as_ref()
-                .is_some_and(|open| open.users.load(Ordering::Acquire) > 0)
-        })
+        slot.is_some_and(|slot| lock(&slot).open.as_ref().is_some_and(OpenDisk::is_in_use))
     }
 
     /// Ends a machine's sessions and closes its disk.
     pub(crate) fn close(&self, machine: &Machine) {
         let slot = self.slot(machine.id);
         let mut slot = lock(&slot);
-        self.end_sessions(machine, None);
+        self.end_sessions(machine, slot.open.as_ref(), None);
         if let Some(open) = slot.open.take() {
-            open.settle(&machine.name);
+            if let Err(error) = open.wait_until_free() {
+                tracing::error!(machine = %machine.name, %error, "closing its disk");
+            }
+            open.close();
         }
     }
 
@@ -142,12 +216,16 @@ impl MachineDisks {
         Arc::clone(lock(&self.slots).entry(machine).or_default())
     }
 
-    /// Ends the machine's sessions, but for those of the CHAP name `but`.
-    fn end_sessions(&self, machine: &Machine, but: Option<&str>) {
+    /// Ends the machine's sessions, but for those of the CHAP name `but`: those
+    /// by its name of now, and those of its open disk, which may be by the name
+    /// it had.
+    fn end_sessions(&self, machine: &Machine, open: Option<&OpenDisk>, but: Option<&str>) {
         let target = self.site.target_name(machine);
         if let Some(sessions) = self.sessions.get() {
             sessions.close_where(|session| {
-                session.target == target && (but.is_none() || session.chap_name.as_deref() != but)
+                let is_its = session.target == target
+                    || open.is_some_and(|open| open.target.name == session.target);
+                is_its && (but.is_none() || session.chap_name.as_deref() != but)
             });
         }
     }
@@ -157,41 +235,34 @@ impl MachineDisks {
             .chap_name
             .as_deref()
             .ok_or(LoginRefusal::AuthenticationFailure)?;
-        let (machine, generation) = self.who(login, chap_name)?;
+        let (machine, _) = self.who(login, chap_name)?;
         let slot = self.slot(machine.id);
         let mut slot = lock(&slot);
-        // Asked again under the lock: another login may have switched.
+        // Asked again under the lock: another login may have switched, and an
+        // operator may have changed the machine.
+        let id = machine.id;
+        let (machine, generation) = self.who(login, chap_name)?;
+        if machine.id != id {
+            return Err(LoginRefusal::AuthenticationFailure);
+        }
         let generations = self.generations(&machine)?;
         let result = match stands(&generations, generation) {
-            Standing::Prepared => self.begin(&machine, generation, chap_name, &mut slot),
+            Standing::Prepared(prepared) => self.begin(&machine, prepared, chap_name, &mut slot),
             Standing::Current => self.resume(&machine, generation, &mut slot),
-            Standing::Void => {
-                self.site.timeline.record(
-                    machine.mac,
-                    Stage::Refused,
-                    format!("login of boot generation {generation}, which is over: the machine must boot again"),
-                );
+            Standing::Void(why) => {
+                self.refused(&machine, generation, why);
                 return Err(LoginRefusal::AuthenticationFailure);
             }
         };
-        match result {
-            Ok(()) => {}
-            Err(error) => {
-                let words = format!("{error:#}");
-                tracing::error!(machine = %machine.name, error = words, "opening its disk");
-                self.site.timeline.record_boot(
-                    machine.mac,
-                    generation,
-                    Stage::Problem,
-                    words.clone(),
-                );
-                return Err(LoginRefusal::TargetError(words));
-            }
-        }
-        let Some(open) = &slot.open else {
-            return Err(LoginRefusal::TargetError("the disk is not open".into()));
+        let target_error = |error: anyhow::Error| {
+            // The target logs it.
+            let words = format!("{error:#}");
+            let timeline = &self.site.timeline;
+            timeline.record_boot(machine.mac, generation, Stage::Problem, words.clone());
+            LoginRefusal::TargetError(words)
         };
-        open.users.fetch_add(1, Ordering::AcqRel);
+        let open = result.map_err(target_error)?;
+        open.idle_since = None;
         let who = initiator_kind(login);
         tracing::info!(machine = %machine.name, generation, from = who, peer = %login.peer, "logged in");
         self.site
@@ -204,7 +275,6 @@ impl MachineDisks {
                 machine,
                 generation,
                 who,
-                users: Arc::clone(&open.users),
             }),
         })
     }
@@ -217,12 +287,11 @@ impl MachineDisks {
         if self.site.machine_in(target) != Some(name) {
             return Err(LoginRefusal::AuthorizationFailure);
         }
-        let machine = self
-            .site
-            .inventory
-            .machine_by_name(name)
-            .map_err(|_| LoginRefusal::AuthenticationFailure)?;
-        Ok((machine, generation))
+        match self.site.inventory.machine_by_name(name) {
+            Ok(machine) => Ok((machine, generation)),
+            Err(inventory::Error::NotFound(_)) => Err(LoginRefusal::AuthenticationFailure),
+            Err(error) => Err(LoginRefusal::TargetError(error.to_string())),
+        }
     }
 
     fn generations(&self, machine: &Machine) -> Result<Generations, LoginRefusal> {
@@ -232,213 +301,73 @@ impl MachineDisks {
             .map_err(|error| LoginRefusal::TargetError(error.to_string()))
     }
 
+    fn refused(&self, machine: &Machine, generation: u64, why: &str) {
+        self.site.timeline.record(
+            machine.mac,
+            Stage::Refused,
+            format!(
+                "login of boot generation {generation}, which {why}: the machine must boot again"
+            ),
+        );
+    }
+
     /// The first login of a prepared generation: switches to it.
-    fn begin(
+    fn begin<'a>(
         &self,
         machine: &Machine,
-        generation: u64,
+        prepared: &Prepared,
         chap_name: &str,
-        slot: &mut Slot,
-    ) -> anyhow::Result<()> {
+        slot: &'a mut Slot,
+    ) -> anyhow::Result<&'a mut OpenDisk> {
         let BootPlan::Clone(assignment) = plan(machine) else {
             bail!("nothing is assigned to {} any more", machine.name);
         };
-        self.end_sessions(machine, Some(chap_name));
+        let generation = prepared.number;
+        // What cannot be served is refused before anybody is hurt.
+        let preparation = self.overlays.prepare(machine, &assignment, prepared)?;
+        self.end_sessions(machine, slot.open.as_ref(), Some(chap_name));
+        if let Some(open) = &slot.open {
+            open.wait_until_free()?;
+        }
+        let open = slot.open.take().and_then(OpenDisk::into_opened);
         // The overlay first, then the fact: a crash between the two leaves the
         // generation prepared, and its login comes again. Nothing was written
         // meanwhile, so starting afresh twice harms nothing.
-        let (fact, overlay, words) =
-            self.ready(machine, &assignment, generation, slot.open.take())?;
+        let (opened, words) = self.overlays.switch(machine, preparation, open)?;
         self.site
             .inventory
             .switch_generation(machine.id, generation)?;
         self.site
             .timeline
             .record_boot(machine.mac, generation, Stage::OverlayPrepared, words);
-        slot.open = Some(self.open_disk(machine, generation, fact, overlay));
-        Ok(())
-    }
-
-    /// The overlay a new generation boots from, ready, and what was done, in
-    /// words. `open` is the machine's disk as the last generation left it.
-    fn ready(
-        &self,
-        machine: &Machine,
-        assignment: &Assignment,
-        generation: u64,
-        open: Option<OpenDisk>,
-    ) -> anyhow::Result<(Overlay, OverlayDisk, String)> {
-        let inventory = &self.site.inventory;
-        let known = inventory.overlay_of(machine.id, &assignment.image.name)?;
-        let (mode, kept) = match (assignment.mode, &known) {
-            (OverlayMode::Keep, Some(known)) if known.mode == OverlayMode::Keep => {
-                (Mode::Keep, Some(known.version))
-            }
-            (OverlayMode::Keep, _) => (Mode::Keep, None),
-            (OverlayMode::Reset, _) => (Mode::Reset, None),
-        };
-        // A kept overlay stays on the version it was made from.
-        let version = kept.or(assignment.image.version);
-        let image = inventory.image(&ImageRef {
-            name: assignment.image.name.clone(),
-            version,
-        })?;
-        let golden = self.golden(&image)?;
-        let id = base_id(&image);
-        let (name, version) = (&image.name, image.version);
-        let open = open.filter(|open| {
-            let same = known
-                .as_ref()
-                .is_some_and(|known| known.uuid == open.fact.uuid);
-            if !same {
-                open.settle(&machine.name);
-            }
-            same
-        });
-        let Some(known) = known else {
-            let fact = inventory.add_overlay(machine.id, &image, assignment.mode)?;
-            let directory = inventory.overlay_directory(fact.uuid);
-            let overlay =
-                OverlayDisk::create(&directory, golden, id, mode, generation, Caching::WriteBack)
-                    .with_context(|| format!("making an overlay for {}", machine.name))?;
-            return Ok((fact, overlay, format!("{name}@{version}, a new overlay")));
-        };
-        let directory = inventory.overlay_directory(known.uuid);
-        if !directory.exists() {
-            // Put down, but never made: the program died between the two.
-            if kept.is_some() {
-                tracing::warn!(machine = %machine.name, path = %directory.display(), "its kept overlay is not there; it starts on a new one");
-            }
-            let overlay =
-                OverlayDisk::create(&directory, golden, id, mode, generation, Caching::WriteBack)
-                    .with_context(|| format!("making an overlay for {}", machine.name))?;
-            let fact = inventory.set_overlay(known.uuid, version, assignment.mode)?;
-            return Ok((fact, overlay, format!("{name}@{version}, a new overlay")));
-        }
-        let unchanged = known.version == version && known.mode == assignment.mode;
-        if unchanged {
-            let switched = match open {
-                Some(open) => open.overlay.switch(generation),
-                None => OverlayDisk::open(&directory, Arc::clone(&golden), id, Caching::WriteBack)
-                    .and_then(|overlay| overlay.switch(generation)),
-            };
-            match (switched, mode) {
-                (Ok(overlay), Mode::Reset) => {
-                    return Ok((known, overlay, format!("{name}@{version}, a fresh overlay")));
-                }
-                (Ok(overlay), Mode::Keep) => {
-                    return Ok((known, overlay, format!("{name}@{version}, its writes kept")));
-                }
-                // What it holds is thrown away anyway.
-                (Err(error), Mode::Reset) => {
-                    tracing::warn!(machine = %machine.name, %error, "its old overlay cannot be opened; starting afresh");
-                }
-                (Err(error), Mode::Keep) => {
-                    return Err(error)
-                        .with_context(|| format!("opening the overlay of {}", machine.name));
-                }
-            }
-        } else {
-            drop(open);
-        }
-        let overlay =
-            OverlayDisk::restart(&directory, golden, id, mode, generation, Caching::WriteBack)
-                .with_context(|| format!("starting the overlay of {} afresh", machine.name))?;
-        let fact = inventory.set_overlay(known.uuid, version, assignment.mode)?;
-        Ok((fact, overlay, format!("{name}@{version}, a fresh overlay")))
+        let disk = OpenDisk::new(&self.site, machine, generation, opened);
+        Ok(slot.open.insert(disk))
     }
 
     /// A further login of the current generation: shares its disk, or opens
     /// it as that generation left it (after a restart of this program).
-    fn resume(&self, machine: &Machine, generation: u64, slot: &mut Slot) -> anyhow::Result<()> {
-        if slot
-            .open
-            .as_ref()
-            .is_some_and(|open| open.generation == generation)
-        {
-            return Ok(());
-        }
-        slot.open = None;
-        let (fact, directory) = self.overlay_of_generation(machine, generation)?.ok_or_else(|| {
-            anyhow!("there is no overlay of boot generation {generation}; the machine must boot again")
-        })?;
-        let version = ImageRef {
-            name: fact.image.clone(),
-            version: Some(fact.version),
+    fn resume<'a>(
+        &self,
+        machine: &Machine,
+        generation: u64,
+        slot: &'a mut Slot,
+    ) -> anyhow::Result<&'a mut OpenDisk> {
+        // Its overlay may have been removed by an operator.
+        let is_its = |open: &OpenDisk| {
+            open.generation == generation && self.site.inventory.overlay(open.fact.uuid).is_ok()
         };
-        let image = self.site.inventory.image(&version)?;
-        let golden = self.golden(&image)?;
-        let overlay = OverlayDisk::open(&directory, golden, base_id(&image), Caching::WriteBack)
-            .with_context(|| format!("opening the overlay of {}", machine.name))?;
-        // What the machine holds in its page cache must still match its disk.
-        if overlay.host_loss() == HostLoss::LostWrites {
-            bail!(
-                "the server itself went down under boot generation {generation}, \
-                 and writes it had answered are gone; the machine must boot again"
-            );
-        }
-        slot.open = Some(self.open_disk(machine, generation, fact, overlay));
-        Ok(())
-    }
-
-    /// The overlay the machine's current generation booted from, whatever is
-    /// assigned to it now.
-    fn overlay_of_generation(
-        &self,
-        machine: &Machine,
-        generation: u64,
-    ) -> anyhow::Result<Option<(Overlay, std::path::PathBuf)>> {
-        for fact in self.site.inventory.overlays()? {
-            if fact.machine != machine.id {
-                continue;
-            }
-            let directory = self.site.inventory.overlay_directory(fact.uuid);
-            match OverlayDisk::inspect(&directory) {
-                Ok(found) if found.generation == generation => return Ok(Some((fact, directory))),
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::warn!(machine = %machine.name, %error, "an overlay's head cannot be read")
+        let disk = match slot.open.take() {
+            Some(open) if is_its(&open) => open,
+            stale => {
+                if let Some(stale) = stale {
+                    self.end_sessions(machine, Some(&stale), None);
+                    stale.wait_until_free()?;
                 }
+                let opened = self.overlays.reopen(machine, generation)?;
+                OpenDisk::new(&self.site, machine, generation, opened)
             }
-        }
-        Ok(None)
-    }
-
-    fn open_disk(
-        &self,
-        machine: &Machine,
-        generation: u64,
-        fact: Overlay,
-        overlay: OverlayDisk,
-    ) -> OpenDisk {
-        let overlay = Arc::new(overlay);
-        let identity = Identity::new(*machine.id.as_bytes(), PRODUCT);
-        let disk: SharedDisk = Arc::clone(&overlay) as SharedDisk;
-        OpenDisk {
-            generation,
-            fact,
-            overlay,
-            target: Arc::new(Target {
-                name: self.site.target_name(machine),
-                units: vec![Arc::new(LogicalUnit::new(disk, identity))],
-            }),
-            users: Arc::default(),
-            idle_since: None,
-        }
-    }
-
-    /// A golden image, opened once for all machines.
-    fn golden(&self, image: &Image) -> anyhow::Result<SharedDisk> {
-        let mut images = lock(&self.images);
-        if let Some(open) = images.get(&image.uuid).and_then(Weak::upgrade) {
-            return Ok(open);
-        }
-        let raw = disk::image::open(&image.directory, &base_id(image))
-            .with_context(|| format!("opening image {}@{}", image.name, image.version))?;
-        let open: SharedDisk = Arc::new(raw);
-        images.retain(|_, weak| weak.strong_count() > 0);
-        images.insert(image.uuid, Arc::downgrade(&open));
-        Ok(open)
+        };
+        Ok(slot.open.insert(disk))
     }
 }
 
@@ -461,18 +390,14 @@ impl Targets for MachineDisks {
         let machine = self.site.inventory.machine_by_name(name).ok()?;
         let generations = self.site.inventory.generations(machine.id).ok()?;
         let secret = match stands(&generations, generation) {
-            Standing::Prepared => generations.prepared?.secret,
-            Standing::Current => generations.current_secret?,
-            Standing::Void => {
-                self.site.timeline.record(
-                    machine.mac,
-                    Stage::Refused,
-                    format!("login of boot generation {generation}, which is over: the machine must boot again"),
-                );
+            Standing::Prepared(prepared) => &prepared.secret,
+            Standing::Current => generations.current_secret.as_ref()?,
+            Standing::Void(why) => {
+                self.refused(&machine, generation, why);
                 return None;
             }
         };
-        Some(Secret::new(secret.into_bytes()))
+        Some(Secret::new(secret.as_bytes()))
     }
 
     fn open(&self, login: &Login) -> Result<Attachment, LoginRefusal> {
@@ -494,18 +419,19 @@ impl Targets for MachineDisks {
 }
 
 /// What a generation's number means just now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    Prepared,
+enum Standing<'a> {
+    Prepared(&'a Prepared),
     Current,
-    Void,
+    /// Why nobody logs in with it.
+    Void(&'static str),
 }
 
-fn stands(generations: &Generations, number: u64) -> Standing {
+fn stands(generations: &Generations, number: u64) -> Standing<'_> {
     match &generations.prepared {
-        Some(prepared) if prepared.number == number => Standing::Prepared,
+        Some(prepared) if prepared.number == number => Standing::Prepared(prepared),
         _ if number == generations.current && number > 0 => Standing::Current,
-        _ => Standing::Void,
+        _ if number < generations.current => Standing::Void("is over"),
+        _ => Standing::Void("nobody has prepared"),
     }
 }
 
@@ -515,12 +441,10 @@ struct SessionGuard {
     machine: Machine,
     generation: u64,
     who: &'static str,
-    users: Arc<AtomicUsize>,
 }
 
 impl Drop for SessionGuard {
     fn drop(&mut self) {
-        self.users.fetch_sub(1, Ordering::AcqRel);
         tracing::info!(machine = %self.machine.name, from = self.who, "session ended");
         self.site.timeline.record_boot(
             self.machine.mac,
@@ -539,14 +463,6 @@ fn initiator_kind(login: &Login) -> &'static str {
         [0x00, 0x02, 0x3d, ..] => "the operating system (Linux)",
         [0x40, 0x00, 0x01, 0x37, ..] => "the operating system (Windows)",
         _ => "an initiator",
-    }
-}
-
-fn base_id(image: &Image) -> BaseId {
-    BaseId {
-        uuid: *image.uuid.as_bytes(),
-        sha256: image.sha256,
-        size_bytes: image.size_bytes,
     }
 }
 

@@ -27,11 +27,6 @@ impl Loaders {
         Loaders { directories }
     }
 
-    /// The directories, in the order they are searched.
-    pub(crate) fn directories(&self) -> &[PathBuf] {
-        &self.directories
-    }
-
     /// Whether a loader of this name is there.
     pub(crate) fn is_installed(&self, name: &str) -> bool {
         self.open(name).is_ok()
