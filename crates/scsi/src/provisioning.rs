@@ -7,6 +7,8 @@ use crate::Sense;
 pub(crate) const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
 /// Most ranges one UNMAP names.
 pub(crate) const MAX_UNMAP_DESCRIPTORS: u32 = 256;
+/// Longest parameter list of UNMAP: a header of 8 bytes, and 16 a range.
+pub(crate) const MAX_UNMAP_LIST_BYTES: u16 = 8 + 256 * 16;
 /// Most bytes one WRITE SAME fills when every one of them must be written.
 const MAX_WRITE_SAME_BYTES: u64 = 64 << 20;
 /// The same where zeros cost nothing.

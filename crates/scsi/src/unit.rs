@@ -11,7 +11,7 @@ use disk::{Access, Durability, Geometry, Segment, SharedDisk};
 
 use crate::attention::{Attentions, Nexus};
 use crate::command::{Blocks, Command, Compare};
-use crate::provisioning::{lba_status, max_write_same_blocks, parse_unmap};
+use crate::provisioning::{MAX_UNMAP_LIST_BYTES, lba_status, max_write_same_blocks, parse_unmap};
 use crate::{Identity, Sense, SenseFormat, inquiry, mode, opcodes, truncated};
 
 /// MAXIMUM TRANSFER LENGTH: the most one READ, WRITE or VERIFY moves.
@@ -28,6 +28,8 @@ pub struct LogicalUnit {
     identity: Identity,
     attentions: Attentions,
     resets: AtomicU64,
+    /// Mapped bytes were not there when they were to be sent.
+    has_lost_mapping: AtomicBool,
 }
 
 /// A command that has passed every check and now wants its data.
@@ -40,6 +42,8 @@ pub struct Work {
     bytes: u64,
     data_out: DataOut,
     pace: Pace,
+    /// How often the unit had been reset when it was admitted.
+    resets: u64,
 }
 
 impl Work {
@@ -80,7 +84,7 @@ pub enum DataOut {
     None,
     /// So many bytes, each piece handed to [`LogicalUnit::put`] as it comes.
     Streamed(u64),
-    /// So many bytes (64 KiB at most), handed to [`LogicalUnit::finish`] as a
+    /// So many bytes (a block, or a list of UNMAP), handed to [`LogicalUnit::finish`] as a
     /// whole.
     Gathered(u64),
 }
@@ -103,6 +107,7 @@ impl LogicalUnit {
             identity,
             attentions: Attentions::default(),
             resets: AtomicU64::new(0),
+            has_lost_mapping: AtomicBool::new(false),
         }
     }
 
@@ -155,6 +160,7 @@ impl LogicalUnit {
             bytes: 0,
             data_out: DataOut::None,
             pace: Pace::AtOnce,
+            resets: self.resets(),
         };
         match command {
             Command::Read(blocks) => {
@@ -233,6 +239,9 @@ impl LogicalUnit {
                     return Err(Sense::INVALID_OPCODE);
                 }
                 self.check_writable()?;
+                if list_bytes > MAX_UNMAP_LIST_BYTES {
+                    return Err(Sense::invalid_cdb_field(7, 7));
+                }
                 Ok(Work {
                     data_out: DataOut::Gathered(u64::from(list_bytes)),
                     pace: Pace::Slow,
@@ -291,6 +300,13 @@ impl LogicalUnit {
         Ok(self.disk.read(work.offset + offset, buffer)?)
     }
 
+    /// Says that mapped bytes were not there when they were to be sent: a
+    /// file has become shorter, or its medium fails. From now on every read
+    /// goes through the disk, which can say so.
+    pub fn lose_mapping(&self) {
+        self.has_lost_mapping.store(true, Ordering::Relaxed);
+    }
+
     /// Appends where data of a READ lies mapped; `false` when some does not.
     pub fn segments<'a>(
         &'a self,
@@ -299,6 +315,9 @@ impl LogicalUnit {
         bytes: u64,
         segments: &mut Vec<Segment<'a>>,
     ) -> Result<bool, Sense> {
+        if self.has_lost_mapping.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         Ok(self.disk.segments(work.offset + offset, bytes, segments)?)
     }
 
@@ -309,7 +328,8 @@ impl LogicalUnit {
 
     /// Does what is left once all data-out is there, and gives the data-in of
     /// every command but READ. `data` is what a gathered command asked for. A
-    /// long command gives up when `called_off`; nobody hears its answer then.
+    /// long command gives up when `called_off`, or when the unit was reset
+    /// after its admission; nobody hears its answer then.
     pub fn finish(
         &self,
         nexus: &Nexus,
@@ -317,6 +337,7 @@ impl LogicalUnit {
         data: &[u8],
         called_off: &AtomicBool,
     ) -> Result<Vec<u8>, Sense> {
+        let is_over = || called_off.load(Ordering::Relaxed) || self.resets() != work.resets;
         match work.command {
             Command::RequestSense { format, allocation } => {
                 let sense = nexus.take().unwrap_or(Sense::NONE);
@@ -347,19 +368,20 @@ impl LogicalUnit {
             Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true),
             Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow),
             Command::PreFetch(_) => {
-                self.disk.will_need(work.offset, work.bytes);
+                let bytes = work.bytes.min(MAX_TRANSFER_BYTES);
+                self.disk.will_need(work.offset, bytes);
                 Ok(vec![])
             }
             Command::Verify { compare, .. } => {
-                self.verify(work, compare, data, called_off)?;
+                self.verify(work, compare, data, &is_over)?;
                 Ok(vec![])
             }
             Command::WriteSame { .. } => {
-                self.write_same(work, data, called_off)?;
+                self.write_same(work, data, &is_over)?;
                 Ok(vec![])
             }
             Command::Unmap { .. } => {
-                self.unmap(data, called_off)?;
+                self.unmap(data, &is_over)?;
                 Ok(vec![])
             }
             Command::TestUnitReady | Command::Read(_) => Ok(vec![]),
@@ -476,7 +498,7 @@ impl LogicalUnit {
         work: &Work,
         compare: Compare,
         block: &[u8],
-        called_off: &AtomicBool,
+        is_over: &impl Fn() -> bool,
     ) -> Result<(), Sense> {
         let expected = match compare {
             Compare::Data => return Ok(()), // compared as it came
@@ -484,7 +506,7 @@ impl LogicalUnit {
             Compare::OneBlock => Some(repeated(block, work.bytes.min(STEP_BYTES))),
         };
         let mut buffer = buffer_of(work.bytes.min(STEP_BYTES));
-        for_each_step(work.offset, work.bytes, called_off, |offset, bytes| {
+        for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
             let done = offset - work.offset;
             let length = usize::try_from(bytes).unwrap_or(0);
             match &expected {
@@ -494,10 +516,15 @@ impl LogicalUnit {
         })
     }
 
-    fn write_same(&self, work: &Work, block: &[u8], called_off: &AtomicBool) -> Result<(), Sense> {
+    fn write_same(
+        &self,
+        work: &Work,
+        block: &[u8],
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), Sense> {
         let is_zero = block.iter().all(|byte| *byte == 0);
         if is_zero && self.disk.is_thin() {
-            return for_each_step(work.offset, work.bytes, called_off, |offset, bytes| {
+            return for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
                 self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
             });
         }
@@ -506,16 +533,16 @@ impl LogicalUnit {
             true => buffer_of(step),
             false => repeated(block, step),
         };
-        for_each_step(work.offset, work.bytes, called_off, |offset, bytes| {
+        for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
             self.write(offset, &pattern[..usize::try_from(bytes).unwrap_or(0)])
         })
     }
 
-    fn unmap(&self, list: &[u8], called_off: &AtomicBool) -> Result<(), Sense> {
+    fn unmap(&self, list: &[u8], is_over: &impl Fn() -> bool) -> Result<(), Sense> {
         for range in parse_unmap(list, self.block_count())? {
             let offset = range.lba * self.block_bytes();
             let bytes = u64::from(range.count) * self.block_bytes();
-            for_each_step(offset, bytes, called_off, |offset, bytes| {
+            for_each_step(offset, bytes, is_over, |offset, bytes| {
                 self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
             })?;
         }
@@ -565,15 +592,15 @@ fn repeated(block: &[u8], bytes: u64) -> Vec<u8> {
 }
 
 /// Does `step(offset, bytes)` for a range in pieces of [`STEP_BYTES`], until
-/// it is called off.
+/// it is over.
 fn for_each_step(
     offset: u64,
     bytes: u64,
-    called_off: &AtomicBool,
+    is_over: &impl Fn() -> bool,
     mut step: impl FnMut(u64, u64) -> Result<(), Sense>,
 ) -> Result<(), Sense> {
     let mut done = 0;
-    while done < bytes && !called_off.load(Ordering::Relaxed) {
+    while done < bytes && !is_over() {
         let now = (bytes - done).min(STEP_BYTES);
         step(offset + done, now)?;
         done += now;

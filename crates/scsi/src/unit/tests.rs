@@ -280,6 +280,33 @@ fn a_short_offer_cuts_a_write_to_whole_blocks_and_refuses_write_same() {
 }
 
 #[test]
+fn a_command_admitted_before_a_reset_changes_nothing_after_it() {
+    let lab = Lab::thin();
+    let same = [0x41, 0, 0, 0, 0, 0, 0, 1, 0, 0];
+    let work = lab.unit.admit(&lab.nexus, &same).unwrap();
+    lab.unit.reset();
+    let never = AtomicBool::new(false);
+    let _ = lab.unit.finish(&lab.nexus, &work, &[1; 512], &never);
+    assert_eq!(lab.nexus.take(), Some(Sense::DEVICE_RESET_OCCURRED));
+    assert_eq!(lab.command(&read10(0, 1), &[]), Ok(vec![0xaa; 512]));
+}
+
+#[test]
+fn an_unmap_list_longer_than_any_we_take_is_refused_before_it_comes() {
+    let lab = Lab::thin();
+    let unmap = |bytes: u16| {
+        let [high, low] = bytes.to_be_bytes();
+        lab.unit
+            .admit(&lab.nexus, &[0x42, 0, 0, 0, 0, 0, 0, high, low, 0])
+    };
+    assert!(unmap(8 + 256 * 16).is_ok());
+    assert_eq!(
+        unmap(8 + 256 * 16 + 1).unwrap_err(),
+        Sense::invalid_cdb_field(7, 7)
+    );
+}
+
+#[test]
 fn a_command_that_was_called_off_stops_between_steps() {
     let lab = Lab::thin();
     let cdb = [0x93, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0];
