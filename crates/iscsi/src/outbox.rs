@@ -41,9 +41,14 @@ impl Part {
     }
 }
 
-/// The connection is of no use any more.
+/// Why the connection is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Gone;
+pub(crate) enum Gone {
+    /// The peer is gone, or takes nothing.
+    Peer,
+    /// Mapped bytes could not be read; half a PDU may be out.
+    Mapping,
+}
 
 /// Where an outbox empties itself.
 pub(crate) trait Sink {
@@ -67,7 +72,7 @@ pub(crate) struct Outbox<'t> {
     parts: Vec<Part>,
     /// Reads whose mapped bytes are pointed at.
     reads: Vec<(&'t LogicalUnit, Work)>,
-    gone: bool,
+    gone: Option<Gone>,
 }
 
 enum Piece<'t> {
@@ -85,7 +90,7 @@ impl<'t> Outbox<'t> {
             pieces: Vec::new(),
             parts: Vec::new(),
             reads: Vec::new(),
-            gone: false,
+            gone: None,
         }
     }
 
@@ -152,19 +157,24 @@ impl<'t> Outbox<'t> {
 
     /// Sends everything.
     pub(crate) fn flush(&mut self) -> Result<(), Gone> {
-        if !self.pieces.is_empty() && !self.gone {
+        if !self.pieces.is_empty() && self.gone.is_none() {
             // Ask for every page first: the send meets them one by one.
             if self.reads.len() > 1 && self.sink.is_cold() {
                 for (unit, work) in &self.reads {
                     unit.will_need(work);
                 }
             }
-            self.gone = self.send_pieces().is_err();
+            self.gone = self.send_pieces().err();
         }
         self.used = 0;
         self.pieces.clear();
         self.reads.clear();
-        if self.gone { Err(Gone) } else { Ok(()) }
+        self.gone.map_or(Ok(()), Err)
+    }
+
+    /// Whether it holds memory that only a burst needed.
+    pub(crate) fn is_large(&self) -> bool {
+        self.arena.len() > ARENA_IDLE_BYTES
     }
 
     /// Gives memory back that only a burst needed.

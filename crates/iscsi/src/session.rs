@@ -144,6 +144,13 @@ impl<'t> Session<'t> {
 
     /// Takes one PDU.
     pub(crate) fn receive(&mut self, bhs: &Bhs, data: &[u8], out: &mut Outbox<'t>) -> Next {
+        let next = self.take(bhs, data, out);
+        // A peer must not make us gather more answers than we like.
+        out.relieve();
+        next
+    }
+
+    fn take(&mut self, bhs: &Bhs, data: &[u8], out: &mut Outbox<'t>) -> Next {
         let request = match Request::parse(bhs) {
             Ok(request) => request,
             Err(error) => return self.refuse_pdu(bhs, error, out),
@@ -218,19 +225,27 @@ impl<'t> Session<'t> {
         self.resolving.retain_mut(|waiting| {
             waiting.jobs.retain(|job| *job != done.id);
             if waiting.jobs.is_empty() {
-                resolved.push(waiting.itt);
+                resolved.push((waiting.itt, waiting.response));
             }
             !waiting.jobs.is_empty()
         });
-        for itt in resolved {
-            self.respond_task_management(itt, 0, out);
+        for (itt, response) in resolved {
+            self.respond_task_management(itt, response, out);
         }
+        out.relieve();
     }
 
     /// Calls off everything: the session is over.
     pub(crate) fn call_off(&mut self) {
         for running in self.running.values() {
             running.called_off.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Mapped data was not there: no more of it is sent from where it lies.
+    pub(crate) fn lose_mappings(&self) {
+        for unit in self.target.iter().flat_map(|target| &target.units) {
+            unit.lose_mapping();
         }
     }
 
@@ -364,7 +379,7 @@ impl<'t> Session<'t> {
             }
         }
         self.bytes_written += u64::try_from(data.len()).unwrap_or(0);
-        task.take(data);
+        task.take(data, self.staging_room());
         if pdu.writes && !pdu.is_final {
             task.unsolicited = Some(0);
         }
@@ -397,8 +412,8 @@ impl<'t> Session<'t> {
             return;
         }
         task.settle();
-        if task.unit.resets() != task.resets {
-            return; // ended by a reset that another session asked for
+        if task.is_void() {
+            return;
         }
         let answered = Answered {
             itt: task.itt,

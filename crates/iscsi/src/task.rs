@@ -149,8 +149,9 @@ impl<'t> Task<'t> {
     }
 
     /// Takes data that continues what has come; what the command does not
-    /// want is dropped.
-    pub(crate) fn take(&mut self, data: &[u8]) {
+    /// want is dropped. At most `room` bytes of it are held back to be put
+    /// together with more.
+    pub(crate) fn take(&mut self, data: &[u8], room: usize) {
         let at = self.received;
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         self.received = at.saturating_add(bytes);
@@ -160,7 +161,9 @@ impl<'t> Task<'t> {
             return;
         }
         let streams = matches!(self.work.data_out(), DataOut::Streamed(_));
-        if streams && self.staged.is_empty() && data.len() >= DIRECT_BYTES {
+        let is_long = self.staged.is_empty() && data.len() >= DIRECT_BYTES;
+        if streams && (is_long || data.len() > room) {
+            self.settle();
             self.put(at, data);
             return;
         }
@@ -178,7 +181,21 @@ impl<'t> Task<'t> {
         }
     }
 
+    /// Data held back.
+    pub(crate) fn staged_bytes(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Whether a reset that another session asked for has ended the task:
+    /// nobody hears of it, and nothing of it may reach the disk any more.
+    pub(crate) fn is_void(&self) -> bool {
+        self.unit.resets() != self.resets
+    }
+
     fn put(&mut self, at: u32, data: &[u8]) {
+        if self.failed.is_some() || self.is_void() {
+            return;
+        }
         let result = self.unit.put(&self.work, u64::from(at), data);
         if let Err(sense) = result {
             self.failed = Some(sense.into());

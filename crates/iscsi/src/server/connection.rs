@@ -13,7 +13,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use socket2::{SockRef, TcpKeepalive};
@@ -143,7 +143,7 @@ impl Connection {
         out.bytes(&self.answer);
         let reason = match out.flush() {
             Ok(()) => self.serve(&mut session, &mut out),
-            Err(Gone) => "the connection broke",
+            Err(gone) => self.lose(&session, gone),
         };
         session.call_off();
         session.publish();
@@ -159,8 +159,8 @@ impl Connection {
             let next = self.handle(&mut input, session, out);
             self.send_jobs(session);
             session.publish();
-            if out.flush().is_err() {
-                return "the connection broke";
+            if let Err(gone) = out.flush() {
+                return self.lose(session, gone);
             }
             match next {
                 Next::Continue => {}
@@ -169,6 +169,8 @@ impl Connection {
                     return "logged out";
                 }
                 Next::CloseTarget => {
+                    // The response may have to wait for workers to let go.
+                    self.settle(session, out);
                     if let Some(target) = &self.login.target {
                         self.shared.sessions.hang_up_target(target);
                     }
@@ -239,13 +241,14 @@ impl Connection {
                     return Ok(());
                 }
             }
-            let quiet = input.is_large.then_some(QUIET);
+            let is_large = input.is_large || out.is_large();
+            let quiet = is_large.then_some(QUIET);
             match input.receive(&self.stream, quiet) {
                 Ok(0) => return Err(self.hear_out(session, out)),
                 Ok(_) => return Ok(()),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut if input.is_large => {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut if is_large => {
                         input.shrink();
                         out.shrink();
                     }
@@ -262,23 +265,43 @@ impl Connection {
         if !draining {
             session.call_off();
         }
-        self.mailbox.wait_until_idle();
-        for done in self.mailbox.collect() {
-            session.finish(done, out);
-        }
-        let _ = out.flush();
+        self.settle(session, out);
         match draining {
             true => "the server is going",
             false => "the connection was closed",
         }
     }
 
+    /// Waits for the workers and sends what they have brought.
+    fn settle<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) {
+        self.mailbox.wait_until_idle();
+        for done in self.mailbox.collect() {
+            session.finish(done, out);
+        }
+        let _ = out.flush();
+    }
+
+    /// Says why nothing can be sent any more.
+    fn lose(&self, session: &Session<'_>, gone: Gone) -> &'static str {
+        match gone {
+            Gone::Peer => "the connection broke",
+            Gone::Mapping => {
+                tracing::error!(target = self.login.target, peer = %self.login.peer,
+                    "mapped data is not there: has an image file become shorter, or does its \
+                     medium fail? its reads go through buffers from now on");
+                session.lose_mappings();
+                "mapped data is not there"
+            }
+        }
+    }
+
     /// Lets the peer close first, so that our last response is not lost.
     fn linger(&self) {
+        let deadline = Instant::now() + LAST_READ;
         let _ = self.stream.shutdown(Shutdown::Write);
         let _ = self.stream.set_read_timeout(Some(LAST_READ));
         let mut scrap = [0; 512];
-        while matches!((&*self.stream).read(&mut scrap), Ok(1..)) {}
+        while matches!((&*self.stream).read(&mut scrap), Ok(1..)) && Instant::now() < deadline {}
     }
 }
 
@@ -437,10 +460,11 @@ impl Sink for Socket {
                 if error.kind() == io::ErrorKind::Interrupted {
                     continue;
                 }
-                // EAGAIN: the peer has not read for the send timeout. EFAULT:
-                // a mapping has shrunk; half a PDU may be out.
                 tracing::debug!(%error, "sending failed");
-                return Err(Gone);
+                return Err(match error.raw_os_error() {
+                    Some(libc::EFAULT) => Gone::Mapping,
+                    _ => Gone::Peer, // EAGAIN: it has not read for the send timeout
+                });
             };
             while first < parts.len() && sent >= parts[first].len() {
                 sent -= parts[first].len();

@@ -8,6 +8,10 @@ use super::{Answered, GOOD, Session, residual};
 use crate::outbox::Outbox;
 use crate::wire::{Bhs, DataIn, Residual};
 
+/// Longest data segment we send, whatever the initiator would take: what is
+/// not mapped waits in memory.
+const MAX_SEGMENT_BYTES: u32 = 256 << 10;
+
 impl<'t> Session<'t> {
     /// GOOD; `actual` is what the command moved, or would have moved.
     pub(super) fn data_in(
@@ -61,12 +65,12 @@ impl<'t> Session<'t> {
         let mut segments = std::mem::take(&mut self.segments);
         let mapped = unit.segments(&work, 0, u64::from(total), &mut segments);
         let sent = match mapped {
-            Ok(true) => {
+            Ok(true) if covers(&segments, total) => {
                 out.will_read(unit, work);
                 self.send_mapped(answered, residual, total, &segments, out);
                 Ok(())
             }
-            Ok(false) => self.send_copied(answered, residual, total, (unit, &work), out),
+            Ok(_) => self.send_copied(answered, residual, total, (unit, &work), out),
             Err(sense) => Err((sense, 0)),
         };
         segments.clear();
@@ -103,16 +107,13 @@ impl<'t> Session<'t> {
             let mut left = step.bytes;
             while left > 0 {
                 let Some(segment) = rest.take().or_else(|| segments.next()) else {
-                    break; // the disk owes the whole range; see below
+                    break; // cannot be: they cover it all
                 };
                 let (now, later) = segment.split_at(left);
                 left -= now.len();
                 out.mapped(now);
                 rest = Some(later).filter(|later| !later.is_empty());
             }
-            // A disk that mapped less than it said: zeros keep the stream
-            // whole, and this cannot happen to one that passed its contract.
-            out.room(left).fill(0);
             out.pad(step.bytes);
             out.relieve();
         }
@@ -151,7 +152,11 @@ impl<'t> Session<'t> {
         let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
         Steps {
             total,
-            segment: size(self.parameters.max_send_data_segment_length),
+            segment: size(
+                self.parameters
+                    .max_send_data_segment_length
+                    .min(MAX_SEGMENT_BYTES),
+            ),
             burst: size(self.parameters.max_burst_length),
             at: 0,
             in_burst: 0,
@@ -179,6 +184,12 @@ impl<'t> Session<'t> {
         };
         data_in.emit(step.bytes)
     }
+}
+
+/// Whether segments hold `total` bytes, as a disk that gives any promises.
+fn covers(segments: &[Segment<'_>], total: u32) -> bool {
+    let bytes: usize = segments.iter().map(Segment::len).sum();
+    usize::try_from(total).is_ok_and(|total| bytes >= total)
 }
 
 /// Cuts Data-In into PDUs.

@@ -10,6 +10,9 @@ use crate::wire::{DataOut, NO_TAG, R2t, ScsiCommand};
 
 /// Data-out asked for and not yet come, over all tasks of a session.
 pub(super) const MAX_SOLICITED_BYTES: u32 = 8 << 20;
+/// Small pieces of data-out held back to be put together, over all tasks of a
+/// session; past it they go to the disk one by one.
+pub(super) const MAX_STAGED_BYTES: usize = 1 << 20;
 
 impl<'t> Session<'t> {
     /// Whether the data that comes with a command, or is announced to follow,
@@ -114,7 +117,10 @@ impl<'t> Session<'t> {
             self.fail(&answered, sense.into(), format, out);
             return Next::Continue;
         }
-        task.take(data);
+        task.take(
+            data,
+            self.staging_room().saturating_sub(task.staged_bytes()),
+        );
         if pdu.is_final {
             self.release(&task);
             task.unsolicited = None;
@@ -124,13 +130,20 @@ impl<'t> Session<'t> {
             return Next::Continue;
         }
         if let Some(data_sn) = &mut task.unsolicited {
-            *data_sn += 1;
+            *data_sn = data_sn.wrapping_add(1);
         }
         if let Some(burst) = &mut task.burst {
-            burst.next_data_sn += 1;
+            burst.next_data_sn = burst.next_data_sn.wrapping_add(1);
         }
         self.tasks.insert(pdu.itt, task);
         Next::Continue
+    }
+
+    /// How much more data-out may be held back. Gathered commands are not
+    /// asked: they are short.
+    pub(super) fn staging_room(&self) -> usize {
+        let staged: usize = self.tasks.values().map(Task::staged_bytes).sum();
+        MAX_STAGED_BYTES.saturating_sub(staged)
     }
 
     /// Takes back what a task was allowed to have on its way.

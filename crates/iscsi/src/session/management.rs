@@ -7,9 +7,21 @@ use super::{Next, Session, reason};
 use crate::outbox::Outbox;
 use crate::wire::{Bhs, TaskManagement, TaskManagementResponse};
 
+/// Functions that may wait for workers at once; one more is rejected.
+const MAX_RESOLVING: usize = 16;
+
+/// Responses (RFC 7143 section 11.6.1).
+const COMPLETE: u8 = 0;
+const NO_SUCH_TASK: u8 = 1;
+const NO_SUCH_UNIT: u8 = 2;
+const REASSIGNMENT_NOT_SUPPORTED: u8 = 4;
+const NOT_SUPPORTED: u8 = 5;
+const REJECTED: u8 = 255;
+
 /// A task management function whose tasks are still running.
 pub(super) struct Resolving {
     pub(super) itt: u32,
+    pub(super) response: u8,
     pub(super) jobs: Vec<u64>,
 }
 
@@ -25,37 +37,42 @@ impl<'t> Session<'t> {
             self.reject(reason::PROTOCOL_ERROR, bhs, out);
             return Next::Continue;
         };
+        if self.resolving.len() >= MAX_RESOLVING {
+            self.respond_task_management(pdu.itt, REJECTED, out);
+            return Next::Continue;
+        }
         let unit = self.unit(pdu.lun);
         let (response, ended) = match (pdu.function, unit) {
             (1, _) => match self.end_tasks(|itt, _| itt == pdu.referenced_tag) {
-                (0, _) => (1, vec![]), // no such task: it has been answered
-                (_, jobs) => (0, jobs),
+                (0, jobs) => (NO_SUCH_TASK, jobs), // answered, or aborted before
+                (_, jobs) => (COMPLETE, jobs),
             },
-            (2 | 4 | 5, None) => (2, vec![]), // no such unit
-            (2, Some(_)) => (0, self.end_tasks(|_, lun| lun == pdu.lun).1),
+            (2 | 4 | 5, None) => (NO_SUCH_UNIT, vec![]),
+            (2, Some(_)) => (COMPLETE, self.end_tasks(|_, lun| lun == pdu.lun).1),
             (4, Some((unit, nexus))) => {
                 let jobs = self.end_tasks(|_, lun| lun == pdu.lun).1;
                 unit.clear_tasks(&nexus);
-                (0, jobs)
+                (COMPLETE, jobs)
             }
             (5, Some((unit, _))) => {
                 let jobs = self.end_tasks(|_, lun| lun == pdu.lun).1;
                 unit.reset();
-                (0, jobs)
+                (COMPLETE, jobs)
             }
             (6 | 7, _) => {
                 let jobs = self.end_tasks(|_, _| true).1;
                 target.units.iter().for_each(|unit| unit.reset());
-                (0, jobs)
+                (COMPLETE, jobs)
             }
-            (8, _) => (4, vec![]), // task reassignment needs error recovery level 2
-            _ => (5, vec![]),      // not supported
+            (8, _) => (REASSIGNMENT_NOT_SUPPORTED, vec![]), // needs error recovery level 2
+            _ => (NOT_SUPPORTED, vec![]),
         };
         if ended.is_empty() {
             self.respond_task_management(pdu.itt, response, out);
         } else {
             self.resolving.push(Resolving {
                 itt: pdu.itt,
+                response,
                 jobs: ended,
             });
         }
@@ -67,7 +84,7 @@ impl<'t> Session<'t> {
     }
 
     /// Ends tasks; how many there were, and the jobs that must let go before
-    /// that may be said.
+    /// that may be said: also those of tasks that had been ended before.
     pub(super) fn end_tasks(&mut self, which: impl Fn(u32, [u8; 8]) -> bool) -> (usize, Vec<u64>) {
         let mut count = 0;
         let mut released = 0;
@@ -82,12 +99,14 @@ impl<'t> Session<'t> {
         self.solicited_bytes = self.solicited_bytes.saturating_sub(released);
         let mut jobs = Vec::new();
         for (id, running) in &mut self.running {
-            if running.aborted || !which(running.itt, running.lun) {
+            if !which(running.itt, running.lun) {
                 continue;
             }
-            count += 1;
-            running.aborted = true;
-            running.called_off.store(true, Ordering::Relaxed);
+            if !running.aborted {
+                count += 1;
+                running.aborted = true;
+                running.called_off.store(true, Ordering::Relaxed);
+            }
             if running.work.changes_disk() {
                 jobs.push(*id);
             }

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use scsi::Identity;
 use scsi::disk::{Access, Disk, DiskError, Durability, Geometry};
 
-use super::data_out::MAX_SOLICITED_BYTES;
+use super::data_out::{MAX_SOLICITED_BYTES, MAX_STAGED_BYTES};
 use super::*;
 use crate::outbox::{Gone, Part, Sink};
 use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest, padding};
@@ -25,6 +25,8 @@ const BLOCKS: usize = 2048;
 struct Memory {
     bytes: Mutex<Vec<u8>>,
     is_mapped: bool,
+    /// Bytes that the segments of a range leave out, against the contract.
+    withheld: u64,
     durability: Durability,
 }
 
@@ -76,7 +78,7 @@ impl Disk for Memory {
             return Ok(false);
         }
         let start = self.bytes.lock().unwrap().as_ptr();
-        let (mut at, end) = (offset, offset + bytes);
+        let (mut at, end) = (offset, offset + bytes - self.withheld.min(bytes));
         while at < end {
             let now = (end - at).min(12 << 10);
             let now = usize::try_from(now).unwrap();
@@ -156,6 +158,7 @@ const FIRST_CMD_SN: u32 = 0xffff_fffe; // wraps early
 struct Shape {
     parameters: Parameters,
     is_mapped: bool,
+    withheld: u64,
     durability: Durability,
 }
 
@@ -170,6 +173,7 @@ impl Default for Shape {
                 immediate_data: true,
             },
             is_mapped: true,
+            withheld: 0,
             durability: Durability::WriteBack,
         }
     }
@@ -185,6 +189,7 @@ impl Lab {
         let disk = Memory {
             bytes: Mutex::new(bytes),
             is_mapped: shape.is_mapped,
+            withheld: shape.withheld,
             durability: shape.durability,
         };
         let unit = LogicalUnit::new(Arc::new(disk), Identity::new([1; 16], "TEST"));
@@ -407,6 +412,18 @@ fn a_read_is_cut_to_the_initiators_segments_and_bursts_with_status_in_the_last()
 }
 
 #[test]
+fn a_disk_that_maps_less_than_it_says_is_read_and_no_byte_made_up() {
+    let mut lab = Lab::shaped(Shape {
+        withheld: 512,
+        ..Shape::default()
+    });
+    let heard = lab.command(&read10(7, 40), 40 * 512, 0xc0, &[]);
+    let data: Vec<u8> = heard.iter().flat_map(|h| h.data.clone()).collect();
+    let expected: Vec<u8> = (7..47).flat_map(block).collect();
+    assert_eq!(data, expected);
+}
+
+#[test]
 fn data_that_is_no_multiple_of_four_is_padded() {
     let mut lab = Lab::new();
     let heard = lab.command(&[0x12, 0, 0, 0, 5, 0], 5, 0xc0, &[]);
@@ -531,6 +548,38 @@ fn a_write_longer_than_a_burst_is_asked_for_burst_by_burst() {
     assert_eq!(asked, [(0, 0, 16384), (1, 16384, 16384), (2, 32768, 8192)]);
     assert!(heard[0].is_good());
     assert_eq!(lab.disk(50, 80), data);
+}
+
+#[test]
+fn small_pieces_held_back_are_bounded_over_all_tasks() {
+    let mut shape = Shape::default();
+    shape.parameters.max_burst_length = 1 << 20;
+    let mut lab = Lab::shaped(shape);
+    let r2ts: Vec<_> = (0..3)
+        .map(|_| {
+            lab.command(&write10(0, 2000), 2000 * 512, 0xa0, &[])
+                .remove(0)
+        })
+        .collect();
+    for n in 0..1999u32 {
+        let fill = [u8::try_from(n % 7).unwrap(); 512];
+        for r2t in &r2ts {
+            lab.data_out(r2t, n, n * 512, &fill, false);
+        }
+    }
+    let staged: usize = lab.session.tasks.values().map(Task::staged_bytes).sum();
+    assert!(0 < staged && staged <= MAX_STAGED_BYTES, "{staged}");
+    for r2t in &r2ts {
+        lab.data_out(r2t, 1999, 1999 * 512, &[8; 512], true);
+        assert!(lab.heard()[0].is_good());
+    }
+    let expected: Vec<u8> = (0..1999u32)
+        .flat_map(|n| [u8::try_from(n % 7).unwrap(); 512])
+        .chain([8; 512])
+        .collect();
+    // Block 1000 cannot be read.
+    assert_eq!(lab.disk(0, 1000), expected[..1000 * 512]);
+    assert_eq!(lab.disk(1001, 999), expected[1001 * 512..]);
 }
 
 #[test]
@@ -713,6 +762,7 @@ fn a_reset_by_another_session_ends_tasks_silently_and_tells_everybody() {
     lab.target.units[0].reset();
     lab.data_out(&r2t, 0, 0, &[1; 4096], true);
     assert!(lab.heard().is_empty());
+    assert_eq!(lab.disk(50, 1), block(50), "nothing of it reaches the disk");
     assert_eq!(lab.command(&[0; 6], 0, 0x80, &[])[0].sense(), (6, 0x29, 3));
 }
 
@@ -769,6 +819,36 @@ fn an_aborted_flush_is_abandoned_and_an_aborted_unmap_is_waited_for() {
         (heard.len(), heard[0].opcode, heard[0].bytes[0]),
         (1, 0x22, 0)
     );
+}
+
+#[test]
+fn a_later_function_also_waits_for_what_an_earlier_one_has_aborted() {
+    let mut lab = Lab::new();
+    let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    lab.command(&unmap, 24, 0xa0, &[0; 24]);
+    let itt = lab.cmd_sn.wrapping_sub(1).wrapping_add(1000);
+    for function in [1, 1, 5] {
+        lab.manage(function, itt);
+        assert!(lab.heard().is_empty(), "it may still change the disk");
+    }
+    lab.help();
+    // Aborted; aborted before; nothing left of it.
+    let responses: Vec<_> = lab.heard().iter().map(|h| h.bytes[0]).collect();
+    assert_eq!(responses, [0, 1, 0]);
+}
+
+#[test]
+fn functions_that_wait_are_few() {
+    let mut lab = Lab::new();
+    let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    lab.command(&unmap, 24, 0xa0, &[0; 24]);
+    (0..100).for_each(|_| {
+        lab.manage(5, 0);
+    });
+    let heard = lab.heard();
+    assert!(heard.iter().all(|h| h.bytes[0] == 255), "rejected");
+    assert_eq!(heard.len() + lab.session.resolving.len(), 100);
+    assert_eq!(lab.session.resolving.len(), 16);
 }
 
 #[test]
@@ -830,6 +910,34 @@ fn a_discovery_session_takes_no_commands() {
         (heard[0].opcode, heard[0].bytes[0]),
         (0x3f, reason::PROTOCOL_ERROR)
     );
+}
+
+#[test]
+fn answers_are_sent_before_they_pile_up() {
+    // 200 targets in answer to 20 bytes, and the peer takes long segments.
+    let mut lab = Lab::on(
+        None,
+        Parameters {
+            max_send_data_segment_length: 1 << 20,
+            ..Parameters::default()
+        },
+    );
+    let request = Request::Text(TextRequest {
+        immediate: true,
+        is_final: true,
+        continues: false,
+        lun: LUN,
+        itt: 3,
+        ttt: NO_TAG,
+        cmd_sn: lab.cmd_sn,
+        exp_stat_sn: 0,
+    });
+    let mut waiting = 0;
+    for n in 1..=500 {
+        lab.send(&request, b"SendTargets=All\0");
+        waiting = n * 10_000 - lab.wire.0.borrow().len().min(n * 10_000);
+    }
+    assert!(waiting < 2 << 20, "{waiting} bytes wait");
 }
 
 #[test]
