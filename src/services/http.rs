@@ -128,7 +128,7 @@ async fn connection(
 #[derive(Clone, Copy)]
 struct Peer(SocketAddr);
 
-fn router(site: Arc<Site>) -> Router {
+pub(super) fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/boot.ipxe", get(boot_script))
         .route("/loader/{*name}", get(loader))

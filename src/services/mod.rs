@@ -9,6 +9,8 @@ pub(crate) mod http;
 pub(crate) mod iscsi;
 pub(crate) mod loaders;
 mod ranges;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tftp;
 
 use std::path::PathBuf;
