@@ -163,6 +163,12 @@ impl Inventory {
         Ok(machine.map(|m| self.with_seen(m)))
     }
 
+    /// The machine this address is promised to.
+    pub(crate) fn machine_by_address(&self, address: Ipv4Addr) -> Result<Option<Machine>> {
+        let machine = self.store.read(|facts| facts.machine_by_address(address))?;
+        Ok(machine.map(|m| self.with_seen(m)))
+    }
+
     /// The machine of a name; for a name nobody has, a sentence.
     pub(crate) fn machine_by_name(&self, name: &str) -> Result<Machine> {
         let machine = self.store.read(|facts| facts.machine_by_name(name))?;
