@@ -123,6 +123,34 @@ mod tests {
     }
 
     #[test]
+    fn every_uefi_has_a_ladder_and_no_loader_is_on_two() {
+        let archs = [
+            Arch::X64,
+            Arch::X86,
+            Arch::Arm64,
+            Arch::Arm32,
+            Arch::Riscv64,
+            Arch::Loongarch64,
+        ];
+        let mut all = candidates(Firmware::BiosPxe).to_vec();
+        for arch in archs {
+            let ladder = candidates(Firmware::UefiPxe(arch));
+            assert!(!ladder.is_empty(), "{arch:?}");
+            assert_eq!(ladder, candidates(Firmware::UefiHttp(arch)));
+            all.extend(ladder);
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
+    }
+
+    #[test]
+    fn no_loader_installed_is_none() {
+        assert_eq!(loader(Firmware::BiosPxe, None, |_| false), None);
+    }
+
+    #[test]
     fn an_operating_system_gets_nothing_to_boot() {
         assert_eq!(loader(Firmware::System, Some("ipxe.efi"), |_| true), None);
         assert_eq!(loader(Firmware::Other(12), None, |_| true), None);

@@ -22,3 +22,45 @@ pub(crate) fn plan(machine: &Machine) -> BootPlan {
         (MachineState::Known, Some(assignment)) => BootPlan::Clone(assignment.clone()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::{ImageRef, Name, OverlayMode};
+
+    fn machine(state: MachineState, image: Option<&str>) -> Machine {
+        Machine {
+            id: uuid::Uuid::nil(),
+            name: Name::parse("pc1").unwrap(),
+            mac: dhcp::Mac([2, 0, 0, 0, 0, 1]),
+            uuid: None,
+            serial: None,
+            state,
+            assignment: image.map(|image| Assignment {
+                image: ImageRef::parse(image).unwrap(),
+                mode: OverlayMode::Reset,
+            }),
+            address: None,
+            loader: None,
+            created: jiff::Timestamp::UNIX_EPOCH,
+            last_seen: None,
+        }
+    }
+
+    #[test]
+    fn a_pending_machine_boots_nothing_whatever_stands_beside_its_name() {
+        for image in [None, Some("debian")] {
+            let pending = machine(MachineState::Pending, image);
+            assert_eq!(plan(&pending), BootPlan::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_known_machine_boots_what_is_assigned_to_it() {
+        let known = machine(MachineState::Known, Some("debian@3"));
+        let assignment = known.assignment.clone().unwrap();
+        assert_eq!(plan(&known), BootPlan::Clone(assignment));
+        let known = machine(MachineState::Known, None);
+        assert_eq!(plan(&known), BootPlan::Unassigned);
+    }
+}

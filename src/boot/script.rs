@@ -137,7 +137,8 @@ fn retry(text: &mut String, again: &str, pause: Duration) {
 }
 
 /// Text that iPXE shows as it is: printable ASCII, no `$` (expansion), no
-/// token that iPXE reads as a separator or a comment.
+/// token that iPXE reads as a separator or a comment, no option at its
+/// beginning (`echo` takes them there only).
 fn shown(text: &str) -> String {
     text.split_whitespace()
         .map(|token| {
@@ -153,6 +154,8 @@ fn shown(text: &str) -> String {
         .filter(|token| !token.is_empty())
         .collect::<Vec<_>>()
         .join(" ")
+        .trim_start_matches(['-', ' '])
+        .to_owned()
 }
 
 #[cfg(test)]
@@ -210,10 +213,69 @@ mod tests {
         assert!(text.contains("chain --replace http://10.0.0.1/boot.ipxe || goto again"));
     }
 
+    fn told(reason: Waiting, machine: &str, words: &str) -> String {
+        let (mac, again) = ("52:54:00:12:34:56", "http://10.0.0.1/boot.ipxe");
+        waiting(
+            reason,
+            machine,
+            mac,
+            words,
+            again,
+            Duration::from_millis(10),
+        )
+    }
+
+    #[test]
+    fn a_machine_without_an_image_is_told_the_command_that_gives_it_one() {
+        let text = told(Waiting::Unassigned, "pc1", "");
+        assert!(text.contains("nothing is assigned to pc1. MAC address 52:54:00:12:34:56"));
+        assert!(text.contains("diskless machine set pc1 --image IMAGE"));
+    }
+
+    #[test]
+    fn trouble_is_told_in_a_line_of_its_own_and_tried_again() {
+        let text = told(
+            Waiting::Trouble,
+            "pc1",
+            "there is no image \"debian\"\nreboot",
+        );
+        assert!(text.contains("\necho there is no image \"debian\" reboot\n"));
+        assert!(text.ends_with("chain --replace http://10.0.0.1/boot.ipxe || goto again\n"));
+    }
+
+    #[test]
+    fn no_pause_is_shorter_than_a_second() {
+        assert!(told(Waiting::Unknown, "pc1", "").contains("\nsleep 1\n"));
+    }
+
+    #[test]
+    fn every_script_begins_as_ipxe_wants_it() {
+        let mut scripts = vec![who_are_you(&doors())];
+        for reason in [Waiting::Unknown, Waiting::Unassigned, Waiting::Trouble] {
+            scripts.push(told(reason, "pc1", "words"));
+        }
+        for script in scripts {
+            assert!(
+                script.starts_with("#!ipxe\n") && script.is_ascii(),
+                "{script}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_does_not_say_who_it_is_comes_back_with_all_it_knows() {
+        let text = who_are_you(&doors());
+        assert!(text.contains(
+            "http://10.0.0.1/boot.ipxe?mac=${netX/mac:hexhyp}&uuid=${uuid}&serial=${serial:uristring}"
+        ));
+    }
+
     #[test]
     fn words_cannot_become_commands() {
         assert_eq!(shown("a && reboot"), "a reboot");
         assert_eq!(shown("x\nchain http://evil"), "x chain http://evil");
         assert_eq!(shown("${password} #c ; \u{1b}[2J"), "{password} c [2J");
+        assert_eq!(shown("-- -n x --image y"), "n x --image y");
+        assert_eq!(shown("Zoë's ## disk\t\0"), "Zo's disk");
     }
 }

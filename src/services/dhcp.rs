@@ -111,16 +111,22 @@ impl Policy for Addressing {
                 host_name: Some(machine.name.to_string()),
                 ..Promise::default()
             },
-            _ => Promise::default(),
+            Ok(None) => Promise::default(),
+            Err(error) => {
+                tracing::error!(%mac, %error, "looking for what is promised to a machine");
+                Promise::default()
+            }
         }
     }
 
     fn promised_to(&self, address: Ipv4Addr) -> Option<Mac> {
-        let machines = self.site.inventory.machines().ok()?;
-        let owner = machines
-            .into_iter()
-            .find(|machine| machine.address == Some(address))?;
-        Some(owner.mac)
+        match self.site.inventory.machine_by_address(address) {
+            Ok(owner) => owner.map(|machine| machine.mac),
+            Err(error) => {
+                tracing::error!(%address, %error, "looking for whom an address is promised to");
+                None
+            }
+        }
     }
 
     fn is_in_use(&self, address: Ipv4Addr) -> bool {

@@ -1,12 +1,14 @@
 //! The HTTP door: boot scripts, loaders, files.
 
+use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::get;
@@ -22,10 +24,20 @@ use crate::boot::{BootPlan, plan};
 use crate::inventory::{self, Identity, Machine, OverlayMode, parse_mac};
 use crate::timeline::Stage;
 
+#[cfg(test)]
+mod tests;
+
 /// Connections served at once; further ones wait in the listen queue.
 const CONNECTIONS_MAX: usize = 1024;
+/// The same, of one address: a machine has one or two. Further ones are closed.
+const CONNECTIONS_PER_ADDRESS_MAX: usize = 64;
 /// How long a client may take to send its request headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest request headers, and what is buffered of an answer beside the chunk
+/// being sent.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// How long a client may take nothing of an answer, or leave it unacknowledged.
+const SEND_TIMEOUT_MILLIS: u32 = 60_000;
 /// How long answers under way may take once the program ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -64,6 +76,7 @@ impl Server {
 
 async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let callers = Callers::default();
     loop {
         let place = tokio::select! {
             _ = stopped.changed() => break,
@@ -75,11 +88,15 @@ async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Recei
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(caller) = callers.admit(peer.ip()) else {
+                    tracing::debug!(%peer, "too many HTTP connections");
+                    continue;
+                };
                 let router = router.clone();
                 let stopped = stopped.clone();
                 tokio::spawn(async move {
                     connection(stream, peer, router, stopped).await;
-                    drop(place);
+                    drop((place, caller));
                 });
             }
             Err(error) => {
@@ -94,12 +111,55 @@ async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Recei
         .await;
 }
 
+/// How many connections each address has.
+#[derive(Clone, Default)]
+struct Callers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Callers {
+    /// Counts a connection until the answer is dropped; `None` when the address
+    /// has its share already.
+    fn admit(&self, address: IpAddr) -> Option<Caller> {
+        let mut connections = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = connections.entry(address).or_default();
+        if *count >= CONNECTIONS_PER_ADDRESS_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Caller {
+            callers: self.clone(),
+            address,
+        })
+    }
+}
+
+/// One connection of an address.
+struct Caller {
+    callers: Callers,
+    address: IpAddr,
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        let connections = &self.callers.0;
+        let mut connections = connections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = connections.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                connections.remove(&self.address);
+            }
+        }
+    }
+}
+
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
     mut stopped: watch::Receiver<bool>,
 ) {
+    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT_MILLIS) {
+        tracing::debug!(%peer, %error, "setting up an HTTP connection");
+    }
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
@@ -108,6 +168,7 @@ async fn connection(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES)
         // A client that has said all it wants (nc does) still wants the answer.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
@@ -144,7 +205,19 @@ struct Asker {
     serial: Option<String>,
 }
 
-async fn boot_script(State(site): State<Arc<Site>>, Query(asker): Query<Asker>) -> Response<Body> {
+async fn boot_script(
+    State(site): State<Arc<Site>>,
+    asker: Result<Query<Asker>, QueryRejection>,
+) -> Response<Body> {
+    let asker = match asker {
+        Ok(Query(asker)) => asker,
+        Err(rejection) => {
+            return text_response(
+                StatusCode::BAD_REQUEST,
+                format!("{}\n", rejection.body_text()),
+            );
+        }
+    };
     // Enrolling and preparing write to the store, and wait for it.
     let answer = tokio::task::spawn_blocking(move || script_for(&site, &asker)).await;
     match answer {
@@ -172,23 +245,38 @@ fn script_for(site: &Site, asker: &Asker) -> inventory::Result<String> {
         .map(|text| parse_mac(&text))
         .transpose()?;
     // iPXE prints what the SMBIOS table holds with the byte order of its first
-    // three fields turned; option 97 and our facts have it as the table does.
+    // three fields turned, as dmidecode does; option 97 (to which iPXE turns
+    // them back) and our facts have it as the table does.
     let uuid = filled(&asker.uuid)
         .and_then(|text| uuid::Uuid::parse_str(&text).ok())
         .map(|uuid| uuid.to_bytes_le());
     let serial = filled(&asker.serial);
-    let machine = match mac {
-        Some(mac) => Some(site.inventory.enrol(mac, uuid, serial.as_deref())?),
-        None if uuid.is_none() && serial.is_none() => None,
-        None => site.inventory.find(&Identity {
+    let Some(mac) = mac else {
+        let found = site.inventory.find(&Identity {
             mac: None,
             uuid,
             serial,
-        })?,
+        })?;
+        return match found {
+            Some(machine) => script_of(site, &machine),
+            None => Ok(script::who_are_you(&site.doors)),
+        };
     };
-    match machine {
-        Some(machine) => script_of(site, &machine),
-        None => Ok(script::who_are_you(&site.doors)),
+    let made = site
+        .inventory
+        .enrol(mac, uuid, serial.as_deref())
+        .and_then(|machine| script_of(site, &machine));
+    match made {
+        // It is told, and asks again: iPXE gives up at an HTTP error.
+        Err(error) if !matches!(error, inventory::Error::Invalid(_)) => {
+            tracing::warn!(%mac, %error, "making a boot script");
+            let (mac, again) = (mac.to_string(), site.script_url(mac));
+            let words = error.to_string();
+            let pause = with_jitter(site.retry);
+            let reason = Waiting::Trouble;
+            Ok(script::waiting(reason, &mac, &mac, &words, &again, pause))
+        }
+        made => made,
     }
 }
 

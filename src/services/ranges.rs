@@ -46,7 +46,10 @@ pub(crate) fn respond(
     );
     let modified = http_date(metadata.mtime());
     let asked = match headers.get(header::RANGE) {
-        Some(range) if if_range_holds(headers, &etag, &modified) => parse(range, size),
+        // RFC 9110 section 14.2: of GET only.
+        Some(range) if method == Method::GET && if_range_holds(headers, &etag, &modified) => {
+            parse(range, size)
+        }
         _ => Asked::Whole,
     };
     let mut builder = Response::builder()
@@ -124,13 +127,13 @@ fn parse(range: &HeaderValue, size: u64) -> Asked {
     let Some((first, last)) = list.split_once('-') else {
         return Asked::Whole;
     };
-    match (first.trim().parse::<u64>(), last.trim()) {
+    match (number(first), last.trim()) {
         // "bytes=a-" and "bytes=a-b"
-        (Ok(first), last) => {
+        (Some(first), last) => {
             let end = match last {
                 "" => size,
-                last => match last.parse::<u64>() {
-                    Ok(last) if last >= first => last.saturating_add(1).min(size),
+                last => match number(last) {
+                    Some(last) if last >= first => last.saturating_add(1).min(size),
                     _ => return Asked::Whole,
                 },
             };
@@ -141,14 +144,21 @@ fn parse(range: &HeaderValue, size: u64) -> Asked {
             }
         }
         // "bytes=-n": the last n bytes
-        (Err(_), last) if first.trim().is_empty() => match last.parse::<u64>() {
-            Ok(0) => Asked::Unsatisfiable,
-            Ok(_) if size == 0 => Asked::Unsatisfiable,
-            Ok(n) => Asked::Part(size.saturating_sub(n), size),
-            Err(_) => Asked::Whole,
+        (None, last) if first.trim().is_empty() => match number(last) {
+            Some(0) => Asked::Unsatisfiable,
+            Some(_) if size == 0 => Asked::Unsatisfiable,
+            Some(n) => Asked::Part(size.saturating_sub(n), size),
+            None => Asked::Whole,
         },
         _ => Asked::Whole,
     }
+}
+
+/// Digits and nothing else (`parse` alone takes a sign).
+fn number(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse().ok()).flatten()
 }
 
 fn if_range_holds(headers: &HeaderMap, etag: &str, modified: &str) -> bool {
@@ -231,9 +241,45 @@ mod tests {
 
     #[tokio::test]
     async fn a_range_that_makes_no_sense_is_ignored() {
-        for range in ["bytes=u-u", "bytes=4-2", "bytes=1-2,4-5", "lines=1-2"] {
+        for range in [
+            "bytes=u-u",
+            "bytes=4-2",
+            "bytes=1-2,4-5",
+            "lines=1-2",
+            "bytes=+1-2",
+            "bytes=-+2",
+            "bytes=1-99999999999999999999",
+            "bytes=",
+        ] {
             assert_eq!(get(&[("range", range)]).await.0, StatusCode::OK, "{range}");
         }
+    }
+
+    #[tokio::test]
+    async fn head_says_the_size_of_the_whole_and_sends_nothing() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::RANGE, HeaderValue::from_static("bytes=2-4"));
+        let response = respond(&Method::HEAD, &headers, file, "x.iso").unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()[header::CONTENT_LENGTH], "10");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert!(body.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_shrinks_breaks_the_body_off() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let response = respond(
+            &Method::GET,
+            &HeaderMap::new(),
+            file.try_clone().unwrap(),
+            "x",
+        );
+        file.set_len(300_000).unwrap();
+        assert!(response.unwrap().into_body().collect().await.is_err());
     }
 
     #[tokio::test]
