@@ -9,10 +9,11 @@
 //!
 //! Invariant: a machine's overlay is open at most once, and never while a
 //! session of another generation still touches it. Each machine has a slot
-//! whose lock is held while its disk is opened, switched or closed.
+//! whose lock is held while its disk is opened, switched or closed; no other
+//! lock is, so that one machine's slow disk holds up nobody else.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,11 @@ const QUIET_BEFORE_SETTLE: Duration = Duration::from_secs(60);
 
 /// How long a login that was ended on its way in may take to let go of a disk.
 const LETTING_GO: Duration = Duration::from_secs(5);
+
+/// How long a login waits for one that is opening the same disk. A machine
+/// that tries again and again while its disk is slow to open must not fill the
+/// pool of login threads, which all machines share.
+const TURN: Duration = Duration::from_secs(2);
 
 /// Product name of the disk, as operating systems show it.
 const PRODUCT: &str = "VIRTUAL DISK";
@@ -237,7 +243,9 @@ impl MachineDisks {
             .ok_or(LoginRefusal::AuthenticationFailure)?;
         let (machine, _) = self.who(login, chap_name)?;
         let slot = self.slot(machine.id);
-        let mut slot = lock(&slot);
+        let Some(mut slot) = lock_in_turn(&slot) else {
+            return Err(LoginRefusal::ServiceUnavailable);
+        };
         // Asked again under the lock: another login may have switched, and an
         // operator may have changed the machine.
         let id = machine.id;
@@ -463,6 +471,19 @@ fn initiator_kind(login: &Login) -> &'static str {
         [0x00, 0x02, 0x3d, ..] => "the operating system (Linux)",
         [0x40, 0x00, 0x01, 0x37, ..] => "the operating system (Windows)",
         _ => "an initiator",
+    }
+}
+
+/// Locks a slot, unless somebody else is at it for too long.
+fn lock_in_turn(slot: &Mutex<Slot>) -> Option<MutexGuard<'_, Slot>> {
+    let deadline = Instant::now() + TURN;
+    loop {
+        match slot.try_lock() {
+            Ok(slot) => return Some(slot),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+        }
     }
 }
 

@@ -279,6 +279,11 @@ fn a_machine_whose_disk_is_being_opened_holds_up_no_other() {
     let _opening = lock(&slot);
     lab.disks().tend(Instant::now());
     assert_eq!(read(&lab.boot(&pc2).1, 0), 1);
+    // Nor does it wait for ever itself, on a thread that others need.
+    assert!(matches!(
+        lab.log_in(&lab.fetch(&pc1)),
+        Err(LoginRefusal::ServiceUnavailable)
+    ));
 }
 
 /// Switches the overlay as a program does that then dies before it notes so in
