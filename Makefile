@@ -22,8 +22,7 @@ setup:
 
 # Boots a real Debian to its login prompt and prints the machine's timeline.
 demo: setup
-	@echo "demo: building diskless"
-	@$(CARGO) build --quiet --locked --package diskless --bin diskless --package lab --bin demo
+	$(CARGO) build --locked --package diskless --bin diskless --package lab --bin demo
 	@$(DEMO) --firmware=$(FIRMWARE) $(if $(KEEP),--keep)
 
 # Joins the terminal to the PC that `make demo KEEP=1` left running.

@@ -130,10 +130,7 @@ fn boot(firmware: Firmware, keep: bool) -> Result<()> {
         host.address(),
         host.namespace()
     ));
-    let listing = server.cli(&["image", "list"]).unwrap_or_default();
-    if !listing.contains(IMAGE) {
-        server.cli(&["image", "import", IMAGE, &image.to_string_lossy()])?;
-    }
+    server.cli(&["image", "import", IMAGE, &image.to_string_lossy()])?;
     let pc = Pc::new(1, firmware);
     server.cli(&[
         "machine", "add", MACHINE, "--mac", &pc.mac, "--image", IMAGE, "--mode", "keep",
@@ -145,6 +142,9 @@ fn boot(firmware: Firmware, keep: bool) -> Result<()> {
         "power on: a PC with {firmware:?} firmware, one network card and no disk"
     ));
     let watched = watch(&mut power);
+    if lab::interrupted() {
+        bail!("interrupted; namespaces and processes are removed");
+    }
     if watched.is_err() {
         eprintln!("demo: what diskless said last:\n{}", server.log());
         eprintln!(
