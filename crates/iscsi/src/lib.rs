@@ -130,6 +130,9 @@ pub enum LoginRefusal {
 pub struct Limits {
     /// Sessions at once, discovery sessions included; one more gets 0302.
     pub sessions: usize,
+    /// The same, of one target. An initiator that comes back again and again
+    /// without a logout (iPXE) must not take the others' places.
+    pub sessions_per_target: usize,
     /// Connections at once that have not finished their login; one more is
     /// closed at once.
     pub half_open_logins: usize,
@@ -137,9 +140,11 @@ pub struct Limits {
     pub half_open_logins_per_address: usize,
     /// From connect to the end of the login.
     pub login_deadline: Duration,
-    /// Threads that run logins, and so ask [`Targets`].
+    /// Threads that run logins, and so ask [`Targets`]. One target gets half
+    /// of them at most; one login more is told to come back (0301).
     pub login_threads: usize,
-    /// Threads that run flushes and other slow commands.
+    /// Threads that run flushes and other slow commands; one unit gets a
+    /// quarter of them at most.
     pub worker_threads: usize,
     /// Commands a session may have under way: its CmdSN window.
     pub tasks_per_session: u32,
@@ -154,6 +159,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             sessions: 1024,
+            sessions_per_target: 64,
             half_open_logins: 512,
             half_open_logins_per_address: 128,
             login_deadline: Duration::from_secs(15),

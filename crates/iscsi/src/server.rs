@@ -71,7 +71,7 @@ impl Server {
             .iter()
             .map(TcpListener::local_addr)
             .collect::<io::Result<Vec<_>>>()?;
-        let sessions = Sessions::new(limits.sessions);
+        let sessions = Sessions::new(&limits);
         targets.serving(sessions.clone());
         let shared = Arc::new(Shared {
             workers: Workers::start(limits.worker_threads)?,

@@ -103,6 +103,16 @@ impl Done {
 }
 
 impl Job {
+    /// Names the unit it is for, as long as the job is there.
+    pub(crate) fn unit(&self) -> usize {
+        Arc::as_ptr(&self.unit).addr()
+    }
+
+    /// Whether it changes what is read from the disk.
+    pub(crate) fn changes_disk(&self) -> bool {
+        self.work.finish_changes_disk()
+    }
+
     /// Does it; takes its time.
     pub(crate) fn run(self) -> Done {
         let result = self

@@ -67,12 +67,13 @@ impl Work {
         self.pace
     }
 
-    /// Whether the work changes the disk, so that it must have ended before
-    /// its abort may be reported.
-    pub fn changes_disk(&self) -> bool {
-        !matches!(
+    /// Whether [`finish`](LogicalUnit::finish) changes what is read from the
+    /// disk, so that it must have ended before anybody may count on its abort.
+    /// A write has changed it before: what is left of one is a flush.
+    pub fn finish_changes_disk(&self) -> bool {
+        matches!(
             self.command,
-            Command::SynchronizeCache(_) | Command::Verify { .. } | Command::StartStopUnit { .. }
+            Command::WriteSame { .. } | Command::Unmap { .. }
         )
     }
 }

@@ -101,7 +101,7 @@ pub(super) fn start(
         let login = &connection.login;
         tracing::debug!(session = %entered.id, initiator = login.initiator,
             target = login.target, peer = %login.peer, "logged in");
-        let reason = connection.run(Session::new(start));
+        let reason = connection.run(Session::new(start), &entered);
         tracing::debug!(session = %entered.id, initiator = login.initiator, reason, "session ended");
     };
     let spawned = thread::Builder::new()
@@ -137,7 +137,7 @@ struct Connection {
 
 impl Connection {
     /// Serves the connection to its end; says why it ended.
-    fn run(&self, mut session: Session<'_>) -> &'static str {
+    fn run(&self, mut session: Session<'_>, entered: &Entered) -> &'static str {
         let _idle = IdleAtLast(&self.mailbox);
         let mut out = Outbox::new(Socket::new(self.stream.as_raw_fd()));
         out.bytes(&self.answer);
@@ -150,6 +150,8 @@ impl Connection {
         let rejects = &self.shared.counters.rejects;
         rejects.fetch_add(session.rejects(), Ordering::Relaxed);
         let _ = self.stream.shutdown(Shutdown::Both);
+        self.mailbox.wait_until_harmless();
+        entered.leave();
         reason
     }
 
@@ -170,6 +172,7 @@ impl Connection {
                 }
                 Next::CloseTarget => {
                     // The response may have to wait for workers to let go.
+                    self.mailbox.wait_until_harmless();
                     self.settle(session, out);
                     if let Some(target) = &self.login.target {
                         self.shared.sessions.hang_up_target(target);
@@ -261,20 +264,16 @@ impl Connection {
     /// The peer sends no more (or we are draining): what it has sent is still
     /// answered when the server is going, and called off when the peer is.
     fn hear_out<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) -> &'static str {
-        let draining = self.shared.is_draining();
-        if !draining {
-            session.call_off();
+        if !self.shared.is_draining() {
+            return "the connection was closed";
         }
+        self.mailbox.wait_until_idle();
         self.settle(session, out);
-        match draining {
-            true => "the server is going",
-            false => "the connection was closed",
-        }
+        "the server is going"
     }
 
-    /// Waits for the workers and sends what they have brought.
+    /// Sends what the workers have brought.
     fn settle<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) {
-        self.mailbox.wait_until_idle();
         for done in self.mailbox.collect() {
             session.finish(done, out);
         }

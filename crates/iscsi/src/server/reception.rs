@@ -449,9 +449,10 @@ impl Clerk {
         let login = &entrance.login;
         let entered = shared.sessions.enter(login).map_err(|error| match error {
             EnterError::Full => LoginStatus::OUT_OF_RESOURCES,
-            EnterError::OldSessionBusy | EnterError::ShuttingDown => {
-                LoginStatus::SERVICE_UNAVAILABLE
-            }
+            EnterError::OldSessionBusy
+            | EnterError::Superseded
+            | EnterError::TooManyLogins
+            | EnterError::ShuttingDown => LoginStatus::SERVICE_UNAVAILABLE,
         })?;
         let attachment = match &login.target {
             None => None,

@@ -4,6 +4,10 @@
 //! is *established* once it has its target. Entering ends the sessions of the
 //! same nexus first (session reinstatement, RFC 7143 section 6.3.5).
 //!
+//! A session that has ended *leaves*: nothing of it reaches the disk any more,
+//! but a flush that hangs may keep it in the list. A new session of its nexus
+//! does not wait for that; whoever closes sessions does.
+//!
 //! Invariant: nobody waits without a limit for a login that is still
 //! entering, because that login may be waiting for the one who asks.
 
@@ -15,10 +19,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::Login;
+use crate::{Limits, Login};
 
-/// How long a reinstating login waits for the old session's command in hand.
+/// How long a reinstating login waits for the old session to touch the disk
+/// no more. It is told to come back then (0301): only a write that hangs, or
+/// [`MAX_LEAVING`] flushes, makes it wait so long.
 const REINSTATEMENT_WAIT: Duration = Duration::from_secs(10);
+/// Old sessions of one nexus that may hang in a flush before a new one waits
+/// for them.
+const MAX_LEAVING: usize = 4;
 
 /// Names one session, for ever (within one run of the program).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,6 +116,7 @@ impl Sessions {
                     hang_up(HangUp::Now);
                     closing.push(*id);
                 }
+                Stage::Leaving if named && entry.target.is_some() => closing.push(*id),
                 Stage::Entering(thread) if named && *thread != me => entry.doomed = true,
                 _ => {}
             }
@@ -122,14 +132,18 @@ impl Sessions {
         self.shared.lock().entries.len()
     }
 
-    pub(crate) fn new(limit: usize) -> Sessions {
+    pub(crate) fn new(limits: &Limits) -> Sessions {
         Sessions {
             shared: Arc::new(Shared {
                 table: Mutex::new(Table {
                     entries: BTreeMap::new(),
                     next_id: 1,
                     next_tsih: 1,
-                    limit,
+                    arrivals: BTreeMap::new(),
+                    next_arrival: 0,
+                    limit: limits.sessions,
+                    limit_per_target: limits.sessions_per_target,
+                    logins_per_target: (limits.login_threads / 2).max(1),
                     threads: 0,
                     closed: false,
                 }),
@@ -139,34 +153,18 @@ impl Sessions {
     }
 
     /// Takes a place for an authenticated login, ending the sessions of the
-    /// same nexus.
+    /// same nexus. Of two logins of one nexus the later wins: the initiator
+    /// of the earlier one has given up.
     pub(crate) fn enter(&self, login: &Login) -> Result<Entered, EnterError> {
-        let deadline = Instant::now() + REINSTATEMENT_WAIT;
         let mut table = self.shared.lock();
-        loop {
-            if table.closed {
-                return Err(EnterError::ShuttingDown);
-            }
-            let mut old = false;
-            for entry in table.entries.values_mut() {
-                if login.target.is_some() && entry.is_same_nexus(login) {
-                    old = true;
-                    entry.doomed = true;
-                    if let Stage::Established { hang_up } = &entry.stage {
-                        hang_up(HangUp::Now);
-                    }
-                }
-            }
-            if !old {
-                break;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(EnterError::OldSessionBusy);
-            }
-            table = self.shared.wait_for(table, left);
-        }
-        if table.entries.len() >= table.limit {
+        let arrival = table.next_arrival;
+        table.next_arrival += 1;
+        table.arrivals.insert(arrival, login.clone());
+        self.shared.changed.notify_all();
+        let (mut table, result) = self.end_old(table, arrival, login);
+        table.arrivals.remove(&arrival);
+        result?;
+        if table.is_full(login) {
             return Err(EnterError::Full);
         }
         let id = SessionId(table.next_id);
@@ -191,6 +189,58 @@ impl Sessions {
         })
     }
 
+    /// Ends the sessions of the same nexus, and waits for that.
+    fn end_old<'a>(
+        &self,
+        mut table: MutexGuard<'a, Table>,
+        arrival: u64,
+        login: &Login,
+    ) -> (MutexGuard<'a, Table>, Result<(), EnterError>) {
+        let deadline = Instant::now() + REINSTATEMENT_WAIT;
+        if login.target.is_none() {
+            let result = match table.closed {
+                true => Err(EnterError::ShuttingDown),
+                false => Ok(()),
+            };
+            return (table, result);
+        }
+        if table.logins_under_way(login) >= table.logins_per_target {
+            return (table, Err(EnterError::TooManyLogins));
+        }
+        loop {
+            if table.closed {
+                return (table, Err(EnterError::ShuttingDown));
+            }
+            let mut later = table.arrivals.range(arrival + 1..);
+            if later.any(|(_, later)| is_same_nexus(later, login)) {
+                return (table, Err(EnterError::Superseded));
+            }
+            let (mut leaving, mut old) = (0, 0);
+            for entry in table.entries.values_mut() {
+                if !is_same_nexus(&entry.login, login) {
+                    continue;
+                }
+                entry.doomed = true;
+                match &entry.stage {
+                    Stage::Leaving => leaving += 1,
+                    Stage::Established { hang_up } => {
+                        hang_up(HangUp::Now);
+                        old += 1;
+                    }
+                    Stage::Entering(_) => old += 1,
+                }
+            }
+            if old == 0 && leaving < MAX_LEAVING {
+                return (table, Ok(()));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return (table, Err(EnterError::OldSessionBusy));
+            }
+            table = self.shared.wait_for(table, left);
+        }
+    }
+
     /// Whether this nexus has a session with this handle (for a login that
     /// wants to join one).
     pub(crate) fn has(&self, login: &Login, tsih: u16) -> bool {
@@ -198,7 +248,7 @@ impl Sessions {
         table
             .entries
             .values()
-            .any(|e| e.tsih == tsih && e.is_same_nexus(login))
+            .any(|e| e.tsih == tsih && is_same_nexus(&e.login, login))
     }
 
     /// Lets nobody in any more, and hangs up on everybody.
@@ -263,6 +313,11 @@ pub(crate) enum EnterError {
     Full,
     /// The old session of this nexus did not end in time.
     OldSessionBusy,
+    /// The same nexus has begun another login since.
+    Superseded,
+    /// As many logins of this target are under way as may take threads from
+    /// those of the others.
+    TooManyLogins,
     /// The server is going.
     ShuttingDown,
 }
@@ -289,6 +344,14 @@ impl Entered {
         entry.since = SystemTime::now();
         entry.stage = Stage::Established { hang_up };
         true
+    }
+
+    /// Says that nothing of the session reaches the disk any more.
+    pub(crate) fn leave(&self) {
+        if let Some(entry) = self.sessions.shared.lock().entries.get_mut(&self.id) {
+            entry.stage = Stage::Leaving;
+        }
+        self.sessions.shared.changed.notify_all();
     }
 }
 
@@ -346,12 +409,36 @@ struct Table {
     entries: BTreeMap<SessionId, Entry>,
     next_id: u64,
     next_tsih: u16,
+    /// Logins that wait for old sessions of theirs to end, in their order.
+    arrivals: BTreeMap<u64, Login>,
+    next_arrival: u64,
     limit: usize,
+    limit_per_target: usize,
+    logins_per_target: usize,
     threads: usize,
     closed: bool,
 }
 
 impl Table {
+    fn is_full(&self, login: &Login) -> bool {
+        let of_target = || self.entries.values().filter(|e| e.target == login.target);
+        let is_crowded = login.target.is_some() && of_target().count() >= self.limit_per_target;
+        self.entries.len() >= self.limit || is_crowded
+    }
+
+    /// Login threads at work for the target of `login`, but for those that it
+    /// supersedes.
+    fn logins_under_way(&self, login: &Login) -> usize {
+        let waiting = self
+            .arrivals
+            .values()
+            .filter(|other| other.target == login.target && !is_same_nexus(other, login));
+        let entering = self.entries.values().filter(|entry| {
+            entry.target == login.target && matches!(entry.stage, Stage::Entering(_))
+        });
+        waiting.count() + entering.count()
+    }
+
     /// A session handle no living session has; never 0.
     fn free_tsih(&mut self) -> u16 {
         loop {
@@ -383,17 +470,17 @@ enum Stage {
     Established {
         hang_up: Box<dyn Fn(HangUp) + Send>,
     },
+    /// Over, but for a flush that it began.
+    Leaving,
+}
+
+/// The I_T nexus: who, which of its sessions, to what. There is one portal
+/// group.
+fn is_same_nexus(a: &Login, b: &Login) -> bool {
+    a.isid == b.isid && a.initiator == b.initiator && a.target == b.target
 }
 
 impl Entry {
-    /// The I_T nexus: who, which of its sessions, to what. There is one
-    /// portal group.
-    fn is_same_nexus(&self, login: &Login) -> bool {
-        self.login.isid == login.isid
-            && self.login.initiator == login.initiator
-            && self.target == login.target
-    }
-
     fn info(&self, id: SessionId) -> Option<SessionInfo> {
         let established = matches!(self.stage, Stage::Established { .. });
         (established && self.target.is_some()).then(|| self.describe(id))

@@ -1,10 +1,13 @@
 //! Workers: a few threads that run slow commands, so that a connection goes
 //! on answering pings and task management.
+//!
+//! Jobs are taken in the order they came, but a unit whose disk hangs keeps
+//! only some of the workers: the others go on serving the other machines.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -12,45 +15,116 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::task::{Done, Job};
 
-/// The pool.
+/// Of so many workers, one may work for the same unit.
+const WORKERS_FOR_ONE_OF_A_UNIT: usize = 4;
+
+/// The pool. Its threads end after it, when nothing is left to do.
 pub(super) struct Workers {
-    queue: Sender<(Job, Arc<Mailbox>)>,
+    pool: Arc<Pool>,
 }
 
 impl Workers {
     pub(super) fn start(threads: usize) -> io::Result<Workers> {
-        let (queue, jobs) = mpsc::channel();
-        let jobs = Arc::new(Mutex::new(jobs));
+        let pool = Arc::new(Pool {
+            work: Mutex::default(),
+            changed: Condvar::new(),
+            per_unit: (threads / WORKERS_FOR_ONE_OF_A_UNIT).max(1),
+        });
+        let workers = Workers { pool };
         for _ in 0..threads.max(1) {
-            let jobs = jobs.clone();
+            let pool = workers.pool.clone();
             thread::Builder::new()
                 .name("iscsi-worker".into())
-                .spawn(move || work(&jobs))?;
+                .spawn(move || pool.serve())?;
         }
-        Ok(Workers { queue })
+        Ok(workers)
     }
 
-    /// Runs a job; its end is told to `mailbox`.
+    /// Runs a job; its end is told to `mailbox`. The queue is as long as the
+    /// sessions' windows together, at most.
     pub(super) fn run(&self, job: Job, mailbox: &Arc<Mailbox>) {
-        mailbox.lock().outstanding += 1;
-        // Cannot fail: workers live as long as the pool.
-        if self.queue.send((job, mailbox.clone())).is_err() {
-            mailbox.lock().outstanding -= 1;
-        }
+        mailbox.expect(&job);
+        self.pool.lock().waiting.push_back((job, mailbox.clone()));
+        self.pool.changed.notify_one();
     }
 }
 
-fn work(jobs: &Mutex<Receiver<(Job, Arc<Mailbox>)>>) {
-    loop {
-        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((job, mailbox)) = next else {
-            return; // the server is gone
-        };
-        let id = job.id;
-        // A disk that panics costs its command, not the pool.
-        let run = AssertUnwindSafe(|| job.run());
-        let done = catch_unwind(run).unwrap_or_else(|_| Done::failed(id));
-        mailbox.deliver(done);
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.pool.lock().closed = true;
+        self.pool.changed.notify_all();
+    }
+}
+
+struct Pool {
+    work: Mutex<Queue>,
+    changed: Condvar,
+    /// Most workers that serve one unit at once.
+    per_unit: usize,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<(Job, Arc<Mailbox>)>,
+    /// Workers at work, by unit.
+    busy: HashMap<usize, usize>,
+    closed: bool,
+}
+
+impl Pool {
+    fn serve(&self) {
+        while let Some((job, mailbox)) = self.next() {
+            let (id, unit, changes_disk) = (job.id, job.unit(), job.changes_disk());
+            // A disk that panics costs its command, not the pool.
+            let run = AssertUnwindSafe(|| job.run());
+            let done = catch_unwind(run).unwrap_or_else(|_| Done::failed(id));
+            self.release(unit);
+            mailbox.deliver(done, changes_disk);
+        }
+    }
+
+    /// Waits for a job that may be begun; `None` at the end.
+    fn next(&self) -> Option<(Job, Arc<Mailbox>)> {
+        let mut queue = self.lock();
+        loop {
+            let is_free = |unit| {
+                queue
+                    .busy
+                    .get(&unit)
+                    .is_none_or(|busy| *busy < self.per_unit)
+            };
+            let first = queue
+                .waiting
+                .iter()
+                .position(|(job, _)| is_free(job.unit()));
+            if let Some((job, mailbox)) = first.and_then(|first| queue.waiting.remove(first)) {
+                *queue.busy.entry(job.unit()).or_insert(0) += 1;
+                return Some((job, mailbox));
+            }
+            if queue.closed {
+                return None; // what still waits is for those who are at work
+            }
+            queue = self
+                .changed
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends a worker's work for a unit. The worker looks for more itself, so
+    /// nobody has to be woken for what waits for this unit.
+    fn release(&self, unit: usize) {
+        let mut queue = self.lock();
+        if let Some(busy) = queue.busy.get_mut(&unit) {
+            *busy -= 1;
+            if *busy == 0 {
+                queue.busy.remove(&unit);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -64,6 +138,8 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct State {
     outstanding: usize,
+    /// Of these, jobs that change what is read from the disk.
+    changing: usize,
     done: Vec<Done>,
 }
 
@@ -89,8 +165,17 @@ impl Mailbox {
 
     /// Waits until no job is under way.
     pub(super) fn wait_until_idle(&self) {
+        self.wait_while(|state| state.outstanding > 0);
+    }
+
+    /// Waits until no job changes the disk any more; a flush may go on.
+    pub(super) fn wait_until_harmless(&self) {
+        self.wait_while(|state| state.changing > 0);
+    }
+
+    fn wait_while(&self, goes_on: impl Fn(&State) -> bool) {
         let mut state = self.lock();
-        while state.outstanding > 0 {
+        while goes_on(&state) {
             state = self
                 .changed
                 .wait(state)
@@ -98,10 +183,17 @@ impl Mailbox {
         }
     }
 
-    fn deliver(&self, done: Done) {
+    fn expect(&self, job: &Job) {
+        let mut state = self.lock();
+        state.outstanding += 1;
+        state.changing += usize::from(job.changes_disk());
+    }
+
+    fn deliver(&self, done: Done, changed_disk: bool) {
         let mut state = self.lock();
         state.done.push(done);
         state.outstanding -= 1;
+        state.changing -= usize::from(changed_disk);
         drop(state);
         self.changed.notify_all();
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());

@@ -107,7 +107,7 @@ impl<'t> Session<'t> {
                 running.aborted = true;
                 running.called_off.store(true, Ordering::Relaxed);
             }
-            if running.work.changes_disk() {
+            if running.work.finish_changes_disk() {
                 jobs.push(*id);
             }
         }

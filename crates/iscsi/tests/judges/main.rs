@@ -1,5 +1,6 @@
 //! The target over real sockets: a small initiator of our own, and foreign
-//! judges (libiscsi's tools, QEMU's).
+//! judges (libiscsi's tools, QEMU's). What goes wrong on purpose (disks that
+//! hang, peers that vanish, sites that panic) lies in `trouble`.
 //!
 //! A judge that is not installed says so and is skipped; with `CI=true` it
 //! fails.
@@ -20,6 +21,8 @@ use iscsi::{
     Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Secret, Server,
     Sessions, Target, Targets,
 };
+
+mod trouble;
 
 const IQN: &str = "iqn.2026-01.lab:judges";
 /// What judges write to.
@@ -72,6 +75,8 @@ struct Site {
     chap: Option<(&'static str, &'static str)>,
     /// Close everybody else before letting anybody in.
     is_exclusive: AtomicBool,
+    /// Panic instead of opening anything.
+    is_broken: AtomicBool,
     /// Guards alive: sessions that have not ended.
     attached: Arc<AtomicU32>,
     /// A lock held in `open` and taken by the end of a session, as a site's
@@ -109,6 +114,10 @@ impl Targets for Site {
         if login.target.as_deref() != Some(IQN) {
             return Err(LoginRefusal::NotFound);
         }
+        assert!(
+            !self.is_broken.load(Ordering::SeqCst),
+            "this site is broken"
+        );
         let _machine = self.machine.lock().unwrap();
         if self.is_exclusive.load(Ordering::SeqCst) {
             self.sessions.get().unwrap().close_where(|_| true);
@@ -152,20 +161,26 @@ impl Lab {
             ram: Ram::new(shape.disk_bytes.unwrap_or(4 << 20)).with_block_bytes(512, 4096),
             flush_time: shape.flush_time,
         };
-        let unit = LogicalUnit::new(Arc::new(disk), Identity::new([5; 16], "JUDGED"));
+        Lab::over(vec![Arc::new(disk)], "127.0.0.1:0", shape)
+    }
+
+    /// A target with these disks; of the shape, no disk is made.
+    fn over(disks: Vec<Arc<dyn Disk>>, portal: &str, shape: Shape) -> Lab {
+        let unit = |disk| Arc::new(LogicalUnit::new(disk, Identity::new([5; 16], "JUDGED")));
         let site = Arc::new(Site {
             target: Arc::new(Target {
                 name: IQN.to_owned(),
-                units: vec![Arc::new(unit)],
+                units: disks.into_iter().map(unit).collect(),
             }),
             sessions: OnceLock::new(),
             chap: shape.chap,
             is_exclusive: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
             attached: Arc::default(),
             machine: Arc::default(),
         });
-        let any = "127.0.0.1:0".parse().unwrap();
-        let server = Server::bind(&[any], site.clone(), shape.limits).unwrap();
+        let portal = portal.parse().unwrap();
+        let server = Server::bind(&[portal], site.clone(), shape.limits).unwrap();
         Lab {
             portal: server.portals()[0],
             server: Some(server),
@@ -204,6 +219,7 @@ impl Lab {
 struct Initiator {
     stream: TcpStream,
     qualifier: u8,
+    lun: u8,
     cmd_sn: u32,
     itt: u32,
 }
@@ -228,19 +244,24 @@ impl Initiator {
         Initiator {
             stream,
             qualifier,
+            lun: 0,
             cmd_sn: 1496,
             itt: 0,
         }
     }
 
-    fn send(&mut self, mut bhs: [u8; 48], data: &[u8]) {
+    fn pdu(mut bhs: [u8; 48], data: &[u8]) -> Vec<u8> {
         let length = u32::try_from(data.len()).unwrap().to_be_bytes();
         bhs[5..8].copy_from_slice(&length[1..]);
         let mut pdu = bhs.to_vec();
         pdu.extend_from_slice(data);
         pdu.resize(pdu.len().next_multiple_of(4), 0);
+        pdu
+    }
+
+    fn send(&mut self, bhs: [u8; 48], data: &[u8]) {
         // A server that has closed is noticed when its answer is missing.
-        let _ = self.stream.write_all(&pdu);
+        let _ = self.stream.write_all(&Initiator::pdu(bhs, data));
     }
 
     fn receive(&mut self) -> io::Result<Pdu> {
@@ -260,15 +281,28 @@ impl Initiator {
 
     /// The same; `None` when the server closed instead.
     fn try_login(&mut self) -> Option<[u8; 2]> {
+        self.start_login();
+        self.login_answer()
+    }
+
+    fn start_login(&mut self) {
+        let login = Initiator::login_bytes(self.qualifier, self.cmd_sn);
+        let _ = self.stream.write_all(&login);
+    }
+
+    fn login_bytes(qualifier: u8, cmd_sn: u32) -> Vec<u8> {
         let text = format!(
             "InitiatorName=iqn.2026-01.lab:i\0TargetName={IQN}\0InitialR2T=No\0\
              MaxRecvDataSegmentLength=262144\0"
         );
         let mut bhs = [0; 48];
         (bhs[0], bhs[1]) = (0x43, 0x87);
-        bhs[8..14].copy_from_slice(&[0, 2, 0x3d, 0, 0, self.qualifier]);
-        bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
-        self.send(bhs, text.as_bytes());
+        bhs[8..14].copy_from_slice(&[0, 2, 0x3d, 0, 0, qualifier]);
+        bhs[24..28].copy_from_slice(&cmd_sn.to_be_bytes());
+        Initiator::pdu(bhs, text.as_bytes())
+    }
+
+    fn login_answer(&mut self) -> Option<[u8; 2]> {
         let answer = self.receive().ok()?;
         Some([answer.bhs[36], answer.bhs[37]])
     }
@@ -280,6 +314,7 @@ impl Initiator {
         bhs[0] = 0x01;
         bhs[1] =
             0x80 | if expected > 0 { 0x40 } else { 0 } | if data.is_empty() { 0 } else { 0x20 };
+        bhs[9] = self.lun;
         bhs[16..20].copy_from_slice(&self.itt.to_be_bytes());
         let length = u32::try_from(expected.max(data.len())).unwrap();
         bhs[20..24].copy_from_slice(&length.to_be_bytes());
@@ -378,21 +413,6 @@ fn the_same_nexus_again_ends_the_old_session_and_another_isid_does_not() {
     Lab::eventually("the old guard is dropped", || {
         lab.site.attached.load(Ordering::SeqCst) == 2
     });
-}
-
-#[test]
-fn reinstatement_waits_for_the_old_sessions_flush() {
-    let lab = Lab::shaped(Shape {
-        flush_time: Duration::from_millis(300),
-        ..Shape::default()
-    });
-    let mut old = lab.initiator(1);
-    old.start(&FLUSH, &[], 0);
-    // The flush has begun once a later command is answered.
-    assert_eq!(old.command(&[0; 6], &[], 0).status, 0);
-    let mut new = lab.initiator(1);
-    assert_eq!(new.command(&[0; 6], &[], 0).status, 0);
-    assert_eq!(lab.server().sessions().list().len(), 1);
 }
 
 #[test]
