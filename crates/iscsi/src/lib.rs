@@ -128,15 +128,18 @@ pub enum LoginRefusal {
 /// What one server lets its peers use up. Every field has a sane default.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Sessions at once, discovery sessions included; one more gets 0302.
+    /// Sessions at once, discovery sessions included; one more gets 0302. A
+    /// session holds 130 KiB while it is quiet and 5 MiB at most: data that
+    /// came and waits for more (1 MiB, and 4 KiB for each UNMAP under way),
+    /// a receive buffer (520 KiB), answers on their way (2 MiB) and text.
     pub sessions: usize,
     /// The same, of one target. An initiator that comes back again and again
     /// without a logout (iPXE) must not take the others' places.
     pub sessions_per_target: usize,
-    /// Connections at once that have not finished their login; one more is
-    /// closed at once.
+    /// Connections at once that have not finished their login; for one more
+    /// the oldest that waits for its initiator is closed.
     pub half_open_logins: usize,
-    /// The same, of one address.
+    /// The same, of one address; one more is closed at once.
     pub half_open_logins_per_address: usize,
     /// From connect to the end of the login.
     pub login_deadline: Duration,

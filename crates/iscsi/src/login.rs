@@ -6,6 +6,7 @@
 //! Invariant: nothing about a target is revealed before the initiator has
 //! proved what [`Targets::authentication`] asked for.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use crate::chap::{self, Challenge};
@@ -90,7 +91,7 @@ pub(crate) struct Negotiation {
     parameters: Parameters,
     declared: bool,
     /// Keys seen, so that none is negotiated twice.
-    seen: Vec<String>,
+    seen: HashSet<String>,
     text: Vec<u8>,
     text_bytes: usize,
     pdus: u32,
@@ -123,7 +124,7 @@ impl Negotiation {
             security: Security::Open,
             parameters: Parameters::default(),
             declared: false,
-            seen: Vec::new(),
+            seen: HashSet::new(),
             text: Vec::new(),
             text_bytes: 0,
             pdus: 0,
@@ -188,10 +189,9 @@ impl Negotiation {
         let text = std::mem::take(&mut self.text);
         let pairs = keys::parse(&text).map_err(|_| LoginStatus::INITIATOR_ERROR)?;
         for (key, _) in &pairs {
-            if self.seen.iter().any(|seen| seen == key) {
+            if !self.seen.insert((*key).to_owned()) {
                 return Err(LoginStatus::INITIATOR_ERROR);
             }
-            self.seen.push((*key).to_owned());
         }
         let mut answer = Vec::new();
         if self.login.is_none() {

@@ -44,7 +44,7 @@ pub struct Server {
 pub struct Counters {
     /// TCP connections accepted.
     pub connections: u64,
-    /// Connections closed at once because too many were half open.
+    /// Connections closed because too many were half open.
     pub connections_refused: u64,
     /// Logins that reached the full feature phase.
     pub logins: u64,

@@ -151,7 +151,12 @@ impl From<DiskError> for Sense {
             DiskError::Corrupt(_) | DiskError::Io { .. } => Sense::UNRECOVERED_READ_ERROR,
             DiskError::Failed(_) => Sense::INTERNAL_TARGET_FAILURE,
         };
-        tracing::warn!(%error, sense = ?(sense.key, sense.asc, sense.ascq), "the disk refused");
+        let words = (sense.key, sense.asc, sense.ascq);
+        match &error {
+            // The disk said so when it happened; now every write hears it.
+            DiskError::Failed(_) => tracing::debug!(%error, sense = ?words, "the disk refused"),
+            _ => tracing::warn!(%error, sense = ?words, "the disk refused"),
+        }
         sense
     }
 }

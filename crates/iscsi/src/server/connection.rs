@@ -2,6 +2,11 @@
 //!
 //! Everything a receive brought is handled before one vectored send. Only
 //! while a worker works for the connection does it wait for two things.
+//!
+//! What it surprises with: a read whose bytes are not in memory waits for the
+//! medium here, in the send, and its connection answers nothing meanwhile
+//! (pings included); other connections go on. A medium that needs longer than
+//! an initiator waits for its ping is a medium that fails.
 
 // `sendmsg` of memory mappings: no safe interface takes bytes that may change
 // or vanish while the kernel reads them.

@@ -58,6 +58,8 @@ pub(super) struct Reception {
     logins: Sender<HalfOpen>,
     /// Where login threads put what they are done with.
     returned: Arc<Mutex<Vec<HalfOpen>>>,
+    /// Accepting has failed, and that was said.
+    cannot_accept: bool,
 }
 
 impl Reception {
@@ -88,6 +90,7 @@ impl Reception {
             places: Arc::default(),
             logins,
             returned,
+            cannot_accept: false,
         })
     }
 
@@ -162,10 +165,11 @@ impl Reception {
     }
 
     fn accept(&mut self) {
-        for listener in &self.listeners {
+        for index in 0..self.listeners.len() {
             loop {
-                match listener.accept() {
+                match self.listeners[index].accept() {
                     Ok((stream, peer)) => {
+                        self.cannot_accept = false;
                         count(&self.shared.counters.connections);
                         match self.admit(stream, peer) {
                             Some(half_open) => self.waiting.push(half_open),
@@ -175,7 +179,10 @@ impl Reception {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                     Err(error) => {
-                        tracing::warn!(%error, "accepting a connection failed");
+                        // Said once: it may go on like this 20 times a second.
+                        if !std::mem::replace(&mut self.cannot_accept, true) {
+                            tracing::warn!(%error, "accepting a connection failed");
+                        }
                         thread::sleep(ACCEPT_PAUSE);
                         break;
                     }
@@ -184,7 +191,10 @@ impl Reception {
         }
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr) -> Option<HalfOpen> {
+    fn admit(&mut self, stream: TcpStream, peer: SocketAddr) -> Option<HalfOpen> {
+        if self.places.count() >= self.shared.limits.half_open_logins {
+            self.evict();
+        }
         let limits = &self.shared.limits;
         let place = Places::take(
             &self.places,
@@ -202,8 +212,21 @@ impl Reception {
             deadline: Instant::now() + limits.login_deadline,
             buffer: Vec::new(),
             closed: false,
-            _place: place,
+            place: Some(place),
         })
+    }
+
+    /// Closes the connection that has waited longest for its initiator: an
+    /// initiator that means it takes milliseconds, and many that do not must
+    /// not keep it out.
+    fn evict(&mut self) {
+        let waiting = self.waiting.iter_mut().filter(|waiting| !waiting.closed);
+        if let Some(oldest) = waiting.min_by_key(|waiting| waiting.deadline) {
+            tracing::debug!(peer = %oldest.peer, "its login gives way to another");
+            count(&self.shared.counters.connections_refused);
+            oldest.closed = true;
+            oldest.place = None;
+        }
     }
 
     /// Reads from the connections that have something, and passes whole PDUs
@@ -251,7 +274,8 @@ struct HalfOpen {
     /// One PDU, as far as it has come.
     buffer: Vec<u8>,
     closed: bool,
-    _place: Place,
+    /// None once closed.
+    place: Option<Place>,
 }
 
 enum Whole {
@@ -308,6 +332,11 @@ impl HalfOpen {
 struct Places(Mutex<HashMap<IpAddr, usize>>);
 
 impl Places {
+    fn count(&self) -> usize {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.values().sum()
+    }
+
     fn take(places: &Arc<Places>, ip: IpAddr, limit: usize, per_ip: usize) -> Option<Place> {
         let mut taken = places.0.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.values().sum::<usize>() >= limit {
@@ -378,7 +407,7 @@ impl Clerk {
             negotiation,
             buffer,
             closed,
-            _place,
+            place,
         } = half_open;
         let request = buffer.first_chunk().map(Request::parse);
         let Some(Ok(Request::Login(request))) = request else {
@@ -413,7 +442,7 @@ impl Clerk {
                     negotiation,
                     buffer: Vec::new(),
                     closed,
-                    _place,
+                    place,
                 };
                 let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
                 returned.push(half_open);
@@ -426,7 +455,7 @@ impl Clerk {
                 let _ = stream.write_all(&answer);
             }
             Progress::Enter(entrance) => {
-                drop(_place);
+                drop(place);
                 self.enter(stream, &entrance);
             }
         }

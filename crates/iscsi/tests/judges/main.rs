@@ -555,6 +555,24 @@ fn half_open_logins_of_one_address_are_few_and_leave_room_when_they_go() {
 }
 
 #[test]
+fn many_that_say_nothing_do_not_keep_out_one_that_logs_in() {
+    let lab = Lab::shaped(Shape {
+        limits: Limits {
+            half_open_logins: 3,
+            ..Limits::default()
+        },
+        ..Shape::default()
+    });
+    let mut silent: Vec<_> = (0..3).map(|n| Initiator::connect(lab.portal, n)).collect();
+    Lab::eventually("all are accepted", || {
+        lab.server().counters().connections == 3
+    });
+    lab.initiator(9);
+    assert!(silent[0].is_closed(), "the oldest gave way");
+    assert_eq!(silent[2].login(), [0, 0]);
+}
+
+#[test]
 fn a_login_over_the_limit_of_sessions_is_told_to_come_back() {
     let lab = Lab::shaped(Shape {
         limits: Limits {
