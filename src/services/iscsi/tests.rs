@@ -474,6 +474,57 @@ fn a_boot_that_cannot_be_served_leaves_the_running_disk_open() {
     assert_eq!((read(&again, 3), read(&again, 4)), (7, 8));
 }
 
+/// Makes the overlay's marks those of another boot of the kernel.
+fn lose_the_host(lab: &Lab, pc: &Machine) {
+    let live = directory(lab, pc, "debian").join("000/live");
+    let mut marks = fs::read(&live).unwrap();
+    marks[24] ^= 1;
+    fs::write(&live, marks).unwrap();
+}
+
+#[test]
+fn a_disk_at_rest_when_the_host_is_lost_costs_no_boot() {
+    for at_rest in [true, false] {
+        let (mut lab, pc) = lab(Keep);
+        let (script, session) = lab.boot(&pc);
+        write(&session, 3, 7);
+        let now = Instant::now();
+        lab.disks().tend(now);
+        if at_rest {
+            lab.disks().tend(now + QUIET_BEFORE_SETTLE);
+        }
+        drop(session);
+        lab.restart();
+        lose_the_host(&lab, &pc);
+        let again = lab.log_in(&script);
+        assert_eq!(again.is_ok(), at_rest);
+        if let Ok(session) = again {
+            assert_eq!(read(&session, 3), 7);
+        }
+    }
+}
+
+#[test]
+fn a_fact_that_is_behind_costs_no_kept_write() {
+    let (mut lab, pc) = lab(Keep);
+    write(&lab.boot(&pc).1, 3, 7);
+    lab.restart();
+    // As a state.db from a backup may say.
+    let fact = lab
+        .inventory()
+        .overlay_of(pc.id, "debian")
+        .unwrap()
+        .unwrap();
+    lab.inventory().set_overlay(fact.uuid, 1, Reset).unwrap();
+    assert_eq!(read(&lab.boot(&pc).1, 3), 7);
+    let fact = lab
+        .inventory()
+        .overlay_of(pc.id, "debian")
+        .unwrap()
+        .unwrap();
+    assert_eq!(fact.mode, Keep);
+}
+
 #[test]
 fn a_generation_that_lost_writes_with_the_host_must_boot_again() {
     let (mut lab, pc) = lab(Reset);
@@ -481,11 +532,7 @@ fn a_generation_that_lost_writes_with_the_host_must_boot_again() {
     write(&session, 3, 7);
     drop(session);
     lab.restart();
-    // Marks of another boot of the kernel.
-    let live = directory(&lab, &pc, "debian").join("000/live");
-    let mut marks = fs::read(&live).unwrap();
-    marks[24] ^= 1;
-    fs::write(&live, marks).unwrap();
+    lose_the_host(&lab, &pc);
     for _ in 0..2 {
         let words = refusal(&lab, &script);
         assert!(words.contains("the machine must boot again"), "{words}");
