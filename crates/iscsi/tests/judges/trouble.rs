@@ -190,7 +190,7 @@ fn a_site_that_panics_costs_its_login_and_no_other() {
 }
 
 #[test]
-fn logins_of_one_target_do_not_take_every_thread_and_the_last_of_a_nexus_wins() {
+fn logins_of_one_target_do_not_take_every_thread() {
     let limits = Limits {
         login_threads: 4,
         ..Limits::default()
@@ -212,6 +212,25 @@ fn logins_of_one_target_do_not_take_every_thread_and_the_last_of_a_nexus_wins() 
         assert_eq!(initiator.login_answer(), Some([0, 0]));
     }
     assert_eq!(Initiator::connect(lab.portal, 3).login(), [0, 0]);
+}
+
+#[test]
+fn of_two_logins_of_one_nexus_that_wait_the_later_wins() {
+    let lab = Lab::new();
+    let slow = lab.site.machine.lock().unwrap();
+    let mut logins: Vec<_> = (0..3).map(|_| Initiator::connect(lab.portal, 1)).collect();
+    logins[0].start_login();
+    Lab::eventually("the first is inside", || {
+        lab.server().sessions().count() == 1
+    });
+    logins[1].start_login();
+    // A moment, so that it is the second to arrive, and waits for the first.
+    thread::sleep(Duration::from_millis(200));
+    logins[2].start_login();
+    assert_eq!(logins[1].login_answer(), Some([3, 1]), "given up already");
+    drop(slow);
+    assert_eq!(logins[0].login_answer(), Some([3, 1]));
+    assert_eq!(logins[2].login_answer(), Some([0, 0]));
 }
 
 #[test]
