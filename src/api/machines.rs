@@ -237,7 +237,7 @@ pub(super) async fn add(
         let machine = api.inventory.add_machine(NewMachine {
             name: Name::parse(&body.name)?,
             mac: parse_mac(&body.mac)?,
-            uuid: body.uuid.map(Uuid::into_bytes),
+            uuid: body.uuid.map(|uuid| uuid.to_bytes_le()),
             serial: body.serial,
             assignment,
             address: body.address,
@@ -292,7 +292,7 @@ pub(super) async fn set(
         let change = MachineChange {
             name,
             mac,
-            uuid: body.uuid.map(|uuid| uuid.map(Uuid::into_bytes)),
+            uuid: body.uuid.map(|uuid| uuid.map(|uuid| uuid.to_bytes_le())),
             serial: body.serial,
             assignment: assignment(&machine, body.image.as_ref(), body.mode)?,
             address: body.address,
@@ -329,9 +329,11 @@ pub(super) async fn remove(
                 name = machine.name
             )));
         }
-        // A disk stays open for a while after the last session.
-        api.live.close_machine(machine.id);
-        api.inventory.remove_machine(machine.id)?;
+        let mut removed = Ok(());
+        api.live.while_closed(machine.id, &mut || {
+            removed = api.inventory.remove_machine(machine.id);
+        });
+        removed?;
         api.timeline.remove(machine.mac);
         tracing::info!(machine = %machine.name, "removed");
         Ok(StatusCode::NO_CONTENT)
@@ -375,7 +377,7 @@ fn shown(api: &Api, machine: inventory::Machine) -> Result<Machine, ApiError> {
         id: machine.id,
         name: machine.name.to_string(),
         mac: show_mac(machine.mac),
-        uuid: machine.uuid.map(Uuid::from_bytes),
+        uuid: machine.uuid.map(Uuid::from_bytes_le),
         serial: machine.serial,
         state: match machine.state {
             MachineState::Pending => MachineStateWord::Pending,

@@ -48,7 +48,7 @@ pub(crate) struct Api {
 }
 
 /// What the running services know. Every method may wait for a lock, none for a
-/// machine, but for `close_machine`; called on threads that may wait.
+/// machine, but for `while_closed`; called on threads that may wait.
 pub(crate) trait Live: Send + Sync + 'static {
     /// The server itself.
     fn status(&self) -> LiveStatus;
@@ -60,8 +60,9 @@ pub(crate) trait Live: Send + Sync + 'static {
     fn machine_in_use(&self, machine: Uuid) -> bool;
 
     /// Ends a machine's sessions and closes its disk, also one that stays open
-    /// for a while after the last session. Returns when the disk is closed.
-    fn close_machine(&self, machine: Uuid);
+    /// for a while after the last session; does `work`, once, before anyone
+    /// can open it again.
+    fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut());
 }
 
 /// The server itself, as it is now.

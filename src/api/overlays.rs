@@ -80,9 +80,11 @@ pub(super) async fn remove(
                 machine.name
             )));
         }
-        // A disk stays open for a while after the last session.
-        api.live.close_machine(overlay.machine);
-        api.inventory.remove_overlay(uuid)?;
+        let mut removed = Ok(());
+        api.live.while_closed(overlay.machine, &mut || {
+            removed = api.inventory.remove_overlay(uuid);
+        });
+        removed?;
         tracing::info!(overlay = %uuid, "removed");
         Ok(StatusCode::NO_CONTENT)
     })

@@ -56,12 +56,13 @@ impl Live for Fake {
         self.running.lock().unwrap().contains(&machine)
     }
 
-    fn close_machine(&self, machine: Uuid) {
+    fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut()) {
         self.closed.lock().unwrap().push(machine);
         self.running
             .lock()
             .unwrap()
             .retain(|running| *running != machine);
+        work();
     }
 }
 
@@ -291,6 +292,17 @@ async fn a_refusal_is_one_sentence_with_the_status_that_fits() {
 }
 
 #[tokio::test]
+async fn a_uuid_is_written_as_dmidecode_prints_it_and_kept_as_option_97_carries_it() {
+    let test = Test::new();
+    let id = test.add("pc07", 7).await;
+    let text = "11223344-5566-7788-99aa-bbccddeeff00";
+    let (status, shown) = test.patch("/machines/pc07", json!({ "uuid": text })).await;
+    assert_eq!((status, &shown["uuid"]), (StatusCode::OK, &json!(text)));
+    let kept = test.api.inventory.machine(id).unwrap().uuid.unwrap();
+    assert_eq!(kept[..8], [0x44, 0x33, 0x22, 0x11, 0x66, 0x55, 0x88, 0x77]);
+}
+
+#[tokio::test]
 async fn a_machine_that_runs_is_neither_removed_nor_renamed() {
     let test = Test::new();
     let id = test.add("pc07", 7).await;
@@ -348,7 +360,7 @@ async fn an_overlay_of_a_machine_that_runs_is_not_removed() {
     test.runs(id);
     let path = format!("/overlays/{}", overlay.uuid);
     assert_eq!(test.delete(&path).await.0, StatusCode::CONFLICT);
-    test.live.close_machine(id);
+    test.live.while_closed(id, &mut || {});
     assert_eq!(test.delete(&path).await.0, StatusCode::NO_CONTENT);
     assert_eq!(test.get("/overlays").await, json!([]));
 }

@@ -44,7 +44,9 @@ impl Live for Nothing {
         false
     }
 
-    fn close_machine(&self, _machine: Uuid) {}
+    fn while_closed(&self, _machine: Uuid, work: &mut dyn FnMut()) {
+        work();
+    }
 }
 
 /// An API on a socket in a temporary directory.

@@ -24,7 +24,8 @@ pub(crate) struct Machine {
     pub(crate) name: Name,
     /// Unique.
     pub(crate) mac: Mac,
-    /// SMBIOS UUID in network order, as option 97 carries it; may be shared.
+    /// SMBIOS UUID as the table and option 97 have it: its first three fields
+    /// in the other byte order than its text; may be shared.
     pub(crate) uuid: Option<[u8; 16]>,
     /// SMBIOS serial number; may be shared.
     pub(crate) serial: Option<String>,

@@ -45,9 +45,11 @@ impl Live for LiveFacts {
         self.disks.is_in_use(machine)
     }
 
-    fn close_machine(&self, machine: Uuid) {
-        if let Ok(machine) = self.inventory.machine(machine) {
-            self.disks.close(&machine);
+    fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut()) {
+        match self.inventory.machine(machine) {
+            Ok(machine) => self.disks.while_closed(&machine, work),
+            // One nobody knows has no disk.
+            Err(_) => work(),
         }
     }
 }

@@ -8,16 +8,21 @@ use dhcp::{Boot, Client, Firmware, Mac, Observation, Policy, Promise};
 
 use super::Site;
 use crate::boot::firmware::{self, Loader};
+use crate::inventory::Machine;
 use crate::timeline::Stage;
 
 /// Other DHCP servers remembered for `status`.
 const FOREIGN_SERVERS_MAX: usize = 16;
+/// Machines the operator is told of in one run; strangers can invent more.
+const REPORTED_MAX: usize = 1024;
 
 /// Answers [`dhcp::Policy`] for this site.
 pub(crate) struct Addressing {
     site: Arc<Site>,
     sessions: OnceLock<iscsi::Sessions>,
     foreign_servers: Mutex<BTreeSet<Ipv4Addr>>,
+    /// Whom the operator has been told of.
+    reported: Mutex<BTreeSet<Mac>>,
 }
 
 impl Addressing {
@@ -27,6 +32,7 @@ impl Addressing {
             site,
             sessions: OnceLock::new(),
             foreign_servers: Mutex::default(),
+            reported: Mutex::default(),
         }
     }
 
@@ -44,6 +50,20 @@ impl Addressing {
         seen.iter().copied().collect()
     }
 
+    /// Tells the operator, once in a run, that a machine boots from the
+    /// network: in `observe` mode that is all one sees of it.
+    fn report(&self, client: &Client, machine: &Machine) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() < REPORTED_MAX && reported.insert(client.mac) {
+            tracing::info!(
+                machine = %machine.name,
+                mac = %client.mac,
+                firmware = %client.firmware,
+                "boots from the network"
+            );
+        }
+    }
+
     fn asked(&self, client: &Client) {
         if client.firmware == Firmware::System {
             // A machine of ours whose operating system asks is worth an entry;
@@ -52,14 +72,20 @@ impl Addressing {
                 Ok(Some(_)) => {}
                 _ => return,
             }
-        } else if let Err(error) = self.site.inventory.enrol(client.mac, client.uuid, None) {
-            tracing::debug!(mac = %client.mac, %error, "not enrolled");
+        } else {
+            match self.site.inventory.enrol(client.mac, client.uuid, None) {
+                Ok(machine) => self.report(client, &machine),
+                Err(error) => tracing::debug!(mac = %client.mac, %error, "not enrolled"),
+            }
         }
-        self.site.timeline.record(
-            client.mac,
-            Stage::asked(&client.firmware),
-            client.firmware.to_string(),
-        );
+        let words = match client.firmware {
+            // The stage says it.
+            Firmware::System => String::new(),
+            firmware => firmware.to_string(),
+        };
+        self.site
+            .timeline
+            .record(client.mac, Stage::asked(&client.firmware), words);
     }
 }
 

@@ -205,8 +205,9 @@ impl MachineDisks {
         slot.is_some_and(|slot| lock(&slot).open.as_ref().is_some_and(OpenDisk::is_in_use))
     }
 
-    /// Ends a machine's sessions and closes its disk.
-    pub(crate) fn close(&self, machine: &Machine) {
+    /// Ends a machine's sessions, closes its disk, and does `work` before
+    /// anyone can open it again.
+    pub(crate) fn while_closed(&self, machine: &Machine, work: &mut dyn FnMut()) {
         let slot = self.slot(machine.id);
         let mut slot = lock(&slot);
         self.end_sessions(machine, slot.open.as_ref(), None);
@@ -216,6 +217,7 @@ impl MachineDisks {
             }
             open.close();
         }
+        work();
     }
 
     fn slot(&self, machine: Uuid) -> Arc<Mutex<Slot>> {

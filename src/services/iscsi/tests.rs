@@ -404,7 +404,7 @@ fn a_kept_overlay_whose_files_are_gone_is_refused_until_it_is_given_up() {
     assert_eq!(read(&session, 3), 7);
     drop(session);
     // Given up, the machine begins afresh.
-    lab.disks().close(&pc);
+    lab.disks().while_closed(&pc, &mut || {});
     let fact = lab
         .inventory()
         .overlay_of(pc.id, "debian")
@@ -572,7 +572,7 @@ fn a_machine_renamed_or_removed_meanwhile_is_not_let_in() {
     let (script, session) = lab.boot(&pc);
     assert_eq!(script.chap_name, "pc9.2");
     drop(session);
-    lab.disks().close(&pc);
+    lab.disks().while_closed(&pc, &mut || {});
     lab.inventory().remove_machine(pc.id).unwrap();
     assert!(lab.log_in(&script).is_err());
 }
@@ -597,7 +597,7 @@ fn closing_a_machines_disk_lets_its_generation_in_again() {
     let (script, session) = lab.boot(&pc);
     write(&session, 3, 7);
     drop(session);
-    lab.disks().close(&pc);
+    lab.disks().while_closed(&pc, &mut || {});
     assert!(!lab.disks().is_in_use(pc.id));
     let session = lab.log_in(&script).unwrap_or_else(|why| panic!("{why:?}"));
     assert_eq!(read(&session, 3), 7);
@@ -690,7 +690,7 @@ fn the_first_login_of_a_prepared_generation_ends_the_old_ones_sessions() {
     // Initiator error: the old generation is void.
     assert_eq!(log_in_over(portal, &old, 4).0, 2);
     // Closing the machine's disk ends the sessions that are left.
-    lab.disks().close(&pc);
+    lab.disks().while_closed(&pc, &mut || {});
     assert_eq!(server.sessions().list().len(), 0);
     server.shutdown(Duration::from_secs(1));
 }
