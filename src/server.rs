@@ -20,7 +20,7 @@ use crate::timeline::Timeline;
 
 mod live;
 
-use live::LiveFacts;
+use live::{Counted, LiveFacts};
 
 /// How long commands in hand may take once the program ends.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -47,10 +47,10 @@ struct Running {
     inventory: Arc<Inventory>,
     timeline: Arc<Timeline>,
     disks: Arc<MachineDisks>,
-    iscsi: iscsi::Server,
+    iscsi: Arc<iscsi::Server>,
     http: http::Server,
-    tftp: Option<tftp::Server>,
-    dhcp: dhcp::Server,
+    tftp: Option<Arc<tftp::Server>>,
+    dhcp: Arc<dhcp::Server>,
     api: api::Server,
     doors: Vec<Door>,
     tending: tokio::task::JoinHandle<()>,
@@ -78,6 +78,7 @@ impl Running {
         let targets = Arc::clone(&disks) as Arc<dyn iscsi::Targets>;
         let iscsi = iscsi::Server::bind(&[portal], targets, iscsi::Limits::default())
             .with_context(|| format!("opening the iSCSI portal {portal}"))?;
+        let iscsi = Arc::new(iscsi);
 
         let address = SocketAddr::from((served.address, config.http.port));
         let http = http::Server::start(address, Arc::clone(&site))
@@ -93,7 +94,7 @@ impl Running {
             tftp::Server::start(&[address], Arc::new(LoaderFiles(Arc::clone(&site))), limits)
                 .with_context(|| format!("opening the TFTP port {address}"))
         });
-        let tftp = tftp.transpose()?;
+        let tftp = tftp.transpose()?.map(Arc::new);
 
         if config.dhcp.mode == DhcpMode::Full && !config.dhcp.allow_other_servers {
             refuse_beside_another(&served.interface).await?;
@@ -112,7 +113,8 @@ impl Running {
             inventory.store(),
         )
         .context("opening the DHCP ports")?;
-        let mut doors = doors(config, &iscsi, &http, tftp.as_ref());
+        let dhcp = Arc::new(dhcp);
+        let mut doors = doors(config, &iscsi, &http, tftp.as_deref());
         doors.extend(listeners.doors());
         let live = Arc::new(LiveFacts {
             started: Instant::now(),
@@ -123,6 +125,11 @@ impl Running {
             sessions: iscsi.sessions(),
             disks: Arc::clone(&disks),
             policy,
+            counted: Counted {
+                dhcp: Arc::downgrade(&dhcp),
+                tftp: tftp.as_ref().map(Arc::downgrade).unwrap_or_default(),
+                iscsi: Arc::downgrade(&iscsi),
+            },
         });
         let facts = Api {
             inventory: Arc::clone(&inventory),
@@ -174,15 +181,21 @@ impl Running {
         self.tending.abort();
         let _ = self.tending.await;
         self.api.stop().await;
-        self.dhcp.stop().await;
-        if let Some(tftp) = self.tftp {
+        if let Some(dhcp) = sole(self.dhcp).await {
+            dhcp.stop().await;
+        }
+        if let Some(tftp) = self.tftp
+            && let Some(tftp) = sole(tftp).await
+        {
             tftp.stop().await;
         }
         self.http.stop().await;
-        let (iscsi, disks, inventory, timeline) =
-            (self.iscsi, self.disks, self.inventory, self.timeline);
+        let iscsi = sole(self.iscsi).await;
+        let (disks, inventory, timeline) = (self.disks, self.inventory, self.timeline);
         let closed = tokio::task::spawn_blocking(move || {
-            iscsi.shutdown(DRAIN);
+            if let Some(iscsi) = iscsi {
+                iscsi.shutdown(DRAIN);
+            }
             disks.close_all();
             inventory.stop_imports();
             if let Err(error) = timeline.save() {
@@ -193,6 +206,20 @@ impl Running {
             tracing::error!(%error, "closing the disks");
         }
     }
+}
+
+/// What is shared with an API that has stopped: an answer cut off may hold it
+/// for a moment longer. `None`: it holds it still, and dropping must do.
+async fn sole<T>(mut shared: Arc<T>) -> Option<T> {
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        match Arc::try_unwrap(shared) {
+            Ok(sole) => return Some(sole),
+            Err(held) => shared = held,
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    None
 }
 
 fn site(

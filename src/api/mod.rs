@@ -78,6 +78,9 @@ pub(crate) struct LiveStatus {
     pub(crate) doors: Vec<Door>,
     /// Other DHCP servers that answered on this LAN.
     pub(crate) foreign_dhcp_servers: Vec<Ipv4Addr>,
+    /// Packets dropped since the start because they could not be read, by
+    /// service.
+    pub(crate) malformed: Vec<(&'static str, u64)>,
 }
 
 /// One place where the server listens.

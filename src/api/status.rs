@@ -28,6 +28,8 @@ pub(crate) struct Status {
     pub(crate) foreign_dhcp_servers: Vec<Ipv4Addr>,
     /// Where it listens.
     pub(crate) listens: Vec<Listens>,
+    /// Packets dropped since the start because they could not be read.
+    pub(crate) malformed: Vec<Malformed>,
     /// Machines an operator has taken in.
     pub(crate) machines_known: usize,
     /// Machines that wait to be taken in.
@@ -47,6 +49,15 @@ pub(crate) struct Listens {
     pub(crate) service: String,
     /// Address with port, URL, or path of a socket.
     pub(crate) address: String,
+}
+
+/// Packets that one service could not read.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Malformed {
+    /// "dhcp", "tftp" or "iscsi".
+    pub(crate) service: String,
+    /// How many.
+    pub(crate) count: u64,
 }
 
 /// Shows the server: where it listens, who runs.
@@ -77,6 +88,14 @@ pub(super) async fn show(State(api): State<Api>) -> Result<Json<Status>, ApiErro
                 .map(|door| Listens {
                     service: door.service,
                     address: door.address,
+                })
+                .collect(),
+            malformed: live
+                .malformed
+                .into_iter()
+                .map(|(service, count)| Malformed {
+                    service: service.to_owned(),
+                    count,
                 })
                 .collect(),
             machines_known: known,

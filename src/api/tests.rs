@@ -33,6 +33,7 @@ impl Live for Fake {
                 address: "10.0.0.1:3260".into(),
             }],
             foreign_dhcp_servers: vec![[10, 0, 0, 254].into()],
+            malformed: vec![("dhcp", 7)],
         }
     }
 
@@ -436,6 +437,10 @@ async fn leases_sessions_and_status_name_their_machine() {
     assert_eq!(status["machines_running"], json!(["pc07"]));
     assert_eq!(status["listens"][0]["address"], "10.0.0.1:3260");
     assert_eq!(status["foreign_dhcp_servers"], json!(["10.0.0.254"]));
+    assert_eq!(
+        status["malformed"],
+        json!([{ "service": "dhcp", "count": 7 }])
+    );
 }
 
 #[tokio::test]

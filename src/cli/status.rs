@@ -42,6 +42,18 @@ fn text(status: &Status) -> String {
             status.machines_known, status.machines_pending
         ),
     );
+    let malformed: Vec<String> = status
+        .malformed
+        .iter()
+        .filter(|malformed| malformed.count > 0)
+        .map(|malformed| format!("{} {}", malformed.service, malformed.count))
+        .collect();
+    if !malformed.is_empty() {
+        line(
+            "dropped",
+            &format!("malformed packets: {}", malformed.join(", ")),
+        );
+    }
     line("images", &status.images.to_string());
     line("sessions", &status.sessions.to_string());
     text
@@ -50,13 +62,17 @@ fn text(status: &Status) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::status::Listens;
+    use crate::api::status::{Listens, Malformed};
 
     #[test]
     fn a_status_names_every_place_where_it_listens() {
         let place = |service: &str, address: &str| Listens {
             service: service.into(),
             address: address.into(),
+        };
+        let malformed = |service: &str, count| Malformed {
+            service: service.into(),
+            count,
         };
         let status = Status {
             version: "0.1.0".into(),
@@ -69,6 +85,7 @@ mod tests {
                 place("http", "10.0.0.2:80"),
                 place("iscsi", "10.0.0.2:3260"),
             ],
+            malformed: vec![malformed("dhcp", 3), malformed("tftp", 0)],
             machines_known: 2,
             machines_pending: 1,
             machines_running: vec!["pc07".into()],
@@ -84,6 +101,7 @@ mod tests {
              listens   http   10.0.0.2:80\n          \
              iscsi  10.0.0.2:3260\n\
              machines  2 known, 1 pending; running: pc07\n\
+             dropped   malformed packets: dhcp 3\n\
              images    1\n\
              sessions  1\n"
         );

@@ -33,6 +33,7 @@ impl Live for Nothing {
                 address: "10.0.0.1:80".into(),
             }],
             foreign_dhcp_servers: Vec::new(),
+            malformed: Vec::new(),
         }
     }
 

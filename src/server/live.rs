@@ -1,6 +1,6 @@
 //! What is so at this moment, for the API.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -20,6 +20,36 @@ pub(super) struct LiveFacts {
     pub(super) sessions: iscsi::Sessions,
     pub(super) disks: Arc<MachineDisks>,
     pub(super) policy: Arc<Addressing>,
+    pub(super) counted: Counted,
+}
+
+/// The servers that count what they drop. They end while this may still be
+/// looked at, hence no more than a hint of them.
+pub(super) struct Counted {
+    pub(super) dhcp: Weak<dhcp::Server>,
+    pub(super) tftp: Weak<tftp::Server>,
+    pub(super) iscsi: Weak<iscsi::Server>,
+}
+
+impl Counted {
+    fn malformed(&self) -> Vec<(&'static str, u64)> {
+        let dhcp = self
+            .dhcp
+            .upgrade()
+            .map(|server| server.counters().malformed);
+        let tftp = self
+            .tftp
+            .upgrade()
+            .map(|server| server.counters().malformed);
+        let iscsi = self
+            .iscsi
+            .upgrade()
+            .map(|server| server.counters().malformed_pdus);
+        [("dhcp", dhcp), ("tftp", tftp), ("iscsi", iscsi)]
+            .into_iter()
+            .filter_map(|(service, count)| Some((service, count?)))
+            .collect()
+    }
 }
 
 impl Live for LiveFacts {
@@ -30,6 +60,7 @@ impl Live for LiveFacts {
             dhcp_mode: self.dhcp_mode.to_owned(),
             doors: self.doors.clone(),
             foreign_dhcp_servers: self.policy.foreign_servers(),
+            malformed: self.counted.malformed(),
         }
     }
 
