@@ -15,7 +15,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all setup
+.PHONY: demo console clean-demo test test-all format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -35,13 +35,32 @@ clean-demo:
 
 # Everything, the real boots in their short form.
 test: export DISKLESS_E2E ?= short
-test: setup
+test: setup format
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace --locked; \
 	else \
 		$(CARGO) test --workspace --locked; \
 	fi
 
-# Every real boot there is.
+# Every real boot there is, and every lint.
 test-all: export DISKLESS_E2E = all
-test-all: test
+test-all: lint test
+
+# The hand of the house: layout, and the lints of Cargo.toml with no warning left.
+format:
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then \
+		$(CARGO) fmt --all --check; \
+	elif [ "$$CI" = true ]; then \
+		echo "make: rustfmt is missing (rustup component add rustfmt)" >&2; exit 1; \
+	else \
+		echo "make: rustfmt is missing, so the layout is not looked at" >&2; \
+	fi
+
+lint:
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then \
+		$(CARGO) clippy --quiet --workspace --all-targets --locked -- --deny warnings; \
+	elif [ "$$CI" = true ]; then \
+		echo "make: clippy is missing (rustup component add clippy)" >&2; exit 1; \
+	else \
+		echo "make: clippy is missing, so the lints are not looked at" >&2; \
+	fi
