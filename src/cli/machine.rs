@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::client::{Client, part};
 use super::show::{Answer, ago, exact_time, or_dash, table, time};
 use crate::api::machines::{AddMachine, Boot, Machine, MachineStateWord, Mode, SetMachine};
+use crate::api::overlays::Overlay;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -132,7 +133,16 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
         }
         Verb::Set(set) => {
             let machine: Machine = client.set(&path(&set.machine), &set.body()).await?;
-            Answer::new(summary(&machine), &machine)
+            let mut words = summary(&machine);
+            let overlays: Vec<Overlay> = client.show("/overlays").await?;
+            if is_about_to_lose_writes(&machine, &overlays) {
+                words.push_str(&format!(
+                    "\nwhat it has kept so far is thrown away at its next boot; \
+                     `diskless machine set {} --mode keep` before that keeps it",
+                    machine.name
+                ));
+            }
+            Answer::new(words, &machine)
         }
         Verb::Remove { machine, force } => {
             let query = if force { "?force=true" } else { "" };
@@ -144,6 +154,17 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
             Answer::new(timeline(&machine, &boots), &boots)
         }
     }
+}
+
+/// Whether a machine that is set to `reset` has kept writes above that image.
+fn is_about_to_lose_writes(machine: &Machine, overlays: &[Overlay]) -> bool {
+    let name = |image: &str| image.split('@').next().map(str::to_owned);
+    machine.mode == Some(Mode::Reset)
+        && overlays.iter().any(|overlay| {
+            overlay.machine == machine.name
+                && overlay.mode == Mode::Keep
+                && name(&overlay.image) == machine.image.as_deref().and_then(name)
+        })
 }
 
 fn path(machine: &str) -> String {
@@ -332,6 +353,34 @@ mod tests {
         );
         assert!(text.contains("diskless machine set new-1 --name"), "{text}");
         assert!(!list(&[known], now).contains("pending"));
+    }
+
+    #[test]
+    fn kept_writes_are_not_given_up_without_a_word() {
+        let overlay = |machine: &str, image: &str, mode| Overlay {
+            uuid: Uuid::nil(),
+            machine: machine.into(),
+            image: image.into(),
+            mode,
+            stored_bytes: 0,
+            created: Timestamp::UNIX_EPOCH,
+        };
+        let reset = Machine {
+            mode: Some(Mode::Reset),
+            image: Some("debian".into()),
+            ..machine("pc07", MachineStateWord::Known)
+        };
+        let kept = overlay("pc07", "debian@1", Mode::Keep);
+        assert!(is_about_to_lose_writes(&reset, std::slice::from_ref(&kept)));
+        let keep = machine("pc07", MachineStateWord::Known);
+        assert!(!is_about_to_lose_writes(&keep, &[kept]));
+        for other in [
+            overlay("pc07", "debian@1", Mode::Reset),
+            overlay("pc07", "win11@1", Mode::Keep),
+            overlay("pc08", "debian@1", Mode::Keep),
+        ] {
+            assert!(!is_about_to_lose_writes(&reset, &[other]));
+        }
     }
 
     #[test]
