@@ -15,7 +15,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all format lint setup
+.PHONY: demo console clean-demo test test-all crash-proofs format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -42,9 +42,13 @@ test: setup format
 		$(CARGO) test --workspace --locked; \
 	fi
 
-# Every real boot there is, and every lint.
+# Every real boot there is, the long form of the crash proofs, and every lint.
 test-all: export DISKLESS_E2E = all
-test-all: lint test
+test-all: lint crash-proofs test
+
+# Power lost at every moment of many workloads, and rounds of kill -9: minutes.
+crash-proofs: setup
+	@$(CARGO) test --release --locked --package disk --lib -- --ignored
 
 # The hand of the house: layout, and the lints of Cargo.toml with no warning left.
 format:
@@ -56,7 +60,7 @@ format:
 		echo "make: rustfmt is missing, so the layout is not looked at" >&2; \
 	fi
 
-lint:
+lint: setup
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then \
 		$(CARGO) clippy --quiet --workspace --all-targets --locked -- --deny warnings; \
 	elif [ "$$CI" = true ]; then \
