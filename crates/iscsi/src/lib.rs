@@ -131,7 +131,9 @@ pub struct Limits {
     /// Sessions at once, discovery sessions included; one more gets 0302. A
     /// session holds 130 KiB while it is quiet and 5 MiB at most: data that
     /// came and waits for more (1 MiB, and 4 KiB for each UNMAP under way),
-    /// a receive buffer (520 KiB), answers on their way (2 MiB) and text.
+    /// a receive buffer (520 KiB), answers on their way (2 MiB) and text. Who
+    /// comes back takes its own place again, even while a flush of its old
+    /// session hangs.
     pub sessions: usize,
     /// The same, of one target. An initiator that comes back again and again
     /// without a logout (iPXE) must not take the others' places.

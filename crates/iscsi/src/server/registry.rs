@@ -420,10 +420,20 @@ struct Table {
 }
 
 impl Table {
+    /// Whether there is no place for `login`. What hangs of its own nexus does
+    /// not count: it is [`MAX_LEAVING`] sessions at most, and their place is
+    /// the one that the new session takes over.
     fn is_full(&self, login: &Login) -> bool {
-        let of_target = || self.entries.values().filter(|e| e.target == login.target);
-        let is_crowded = login.target.is_some() && of_target().count() >= self.limit_per_target;
-        self.entries.len() >= self.limit || is_crowded
+        let (mut all, mut of_target) = (0, 0);
+        for entry in self.entries.values() {
+            if matches!(entry.stage, Stage::Leaving) && is_same_nexus(&entry.login, login) {
+                continue;
+            }
+            all += 1;
+            of_target += usize::from(entry.target == login.target);
+        }
+        let is_crowded = login.target.is_some() && of_target >= self.limit_per_target;
+        all >= self.limit || is_crowded
     }
 
     /// Login threads at work for the target of `login`, but for those that it

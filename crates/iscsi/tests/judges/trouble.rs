@@ -115,6 +115,33 @@ fn a_machine_gets_in_again_while_its_flush_hangs_and_close_waits_for_it() {
 }
 
 #[test]
+fn who_comes_back_has_a_place_while_its_old_flush_hangs() {
+    for (sessions, sessions_per_target) in [(1, 9), (9, 1)] {
+        let (disk, gate) = gated();
+        let limits = Limits {
+            sessions,
+            sessions_per_target,
+            ..Limits::default()
+        };
+        let shape = Shape {
+            limits,
+            ..Shape::default()
+        };
+        let lab = Lab::over(vec![disk], LOOPBACK, shape);
+        let _open = OpenAtLast(gate.clone());
+        let mut old = lab.initiator(1);
+        old.start(&FLUSH, &[], 0);
+        Lab::eventually("the flush has begun", || {
+            gate.comers.load(Ordering::SeqCst) == 1
+        });
+        let _new = lab.initiator(1);
+        assert_eq!(lab.server().sessions().count(), 2, "the flush still hangs");
+        // Anybody else finds the place taken.
+        assert_eq!(Initiator::connect(lab.portal, 2).login(), [3, 2]);
+    }
+}
+
+#[test]
 fn a_disk_that_hangs_keeps_only_some_of_the_workers() {
     let (hanging, gate) = gated();
     let (other, free) = gated();
