@@ -13,6 +13,10 @@ const OUR_FIRST_BURST_LENGTH: u32 = 262_144;
 const OUR_TIME2WAIT: u32 = 2;
 /// We keep no tasks of a lost connection.
 const OUR_TIME2RETAIN: u32 = 0;
+/// Digests we agree to, in the full feature phase of a connection.
+const OUR_DIGESTS: &[Digest] = &[Digest::None];
+/// RFC 7144: the functions of SAM-5.
+const OUR_PROTOCOL_LEVEL: u32 = 2;
 /// Longest key name.
 const MAX_KEY_BYTES: usize = 63;
 /// Longest value; CHAP's binary values may be longer.
@@ -73,9 +77,40 @@ fn boolean(value: &str) -> Option<bool> {
     }
 }
 
+/// How a part of each PDU is protected in the full feature phase (RFC 7143
+/// section 13.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Digest {
+    None,
+    Crc32c,
+}
+
+impl Digest {
+    fn parse(name: &str) -> Option<Digest> {
+        match name {
+            "None" => Some(Digest::None),
+            "CRC32C" => Some(Digest::Crc32c),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Digest::None => "None",
+            Digest::Crc32c => "CRC32C",
+        }
+    }
+}
+
 /// What both sides agreed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parameters {
+    /// Over the BHS and additional headers, both ways.
+    pub(crate) header_digest: Digest,
+    /// Over the data segment and its padding, both ways.
+    pub(crate) data_digest: Digest,
+    /// iSCSIProtocolLevel: from 2 on, RFC 7144 holds.
+    pub(crate) protocol_level: u32,
     /// The longest data segment the initiator takes.
     pub(crate) max_send_data_segment_length: u32,
     pub(crate) max_burst_length: u32,
@@ -88,6 +123,9 @@ impl Default for Parameters {
     /// The RFC's defaults.
     fn default() -> Parameters {
         Parameters {
+            header_digest: Digest::None,
+            data_digest: Digest::None,
+            protocol_level: 1,
             max_send_data_segment_length: DEFAULT_MAX_RECV_DATA_SEGMENT_LENGTH,
             max_burst_length: 262_144,
             first_burst_length: 65_536,
@@ -129,10 +167,8 @@ impl Parameters {
             // Declarations; who is who has been read already.
             "InitiatorName" | "InitiatorAlias" | "TargetName" | "SessionType"
             | "X#NodeArchitecture" => Answer::Silence,
-            "HeaderDigest" | "DataDigest" => match value.split(',').any(|offer| offer == "None") {
-                true => Answer::text("None"),
-                false => Answer::Fatal,
-            },
+            "HeaderDigest" => digest(value, OUR_DIGESTS, &mut self.header_digest),
+            "DataDigest" => digest(value, OUR_DIGESTS, &mut self.data_digest),
             "MaxConnections" => least(value, 1..=65_535, 1),
             "InitialR2T" => match boolean(value) {
                 Some(theirs) => {
@@ -186,7 +222,13 @@ impl Parameters {
                 true => Answer::text("RFC3720"),
                 false => Answer::reject(),
             },
-            "iSCSIProtocolLevel" => least(value, 0..=31, 1),
+            "iSCSIProtocolLevel" => match number(value) {
+                Some(theirs @ 0..=31) => {
+                    self.protocol_level = theirs.min(OUR_PROTOCOL_LEVEL);
+                    Answer::Value(self.protocol_level.to_string())
+                }
+                _ => Answer::reject(),
+            },
             // Obsolete; must not be "not understood" (RFC 7143 section 13.25).
             "IFMarker" | "OFMarker" => Answer::text("No"),
             "IFMarkInt" | "OFMarkInt" => Answer::reject(),
@@ -198,6 +240,21 @@ impl Parameters {
             | "SendTargets" => Answer::reject(),
             _ => Answer::text("NotUnderstood"),
         }
+    }
+}
+
+/// The first offer that is one of `ours`.
+fn digest(offers: &str, ours: &[Digest], agreed: &mut Digest) -> Answer {
+    let common = offers
+        .split(',')
+        .filter_map(Digest::parse)
+        .find(|offer| ours.contains(offer));
+    match common {
+        Some(common) => {
+            *agreed = common;
+            Answer::text(common.name())
+        }
+        None => Answer::Fatal,
     }
 }
 
@@ -255,7 +312,7 @@ mod tests {
                 max_burst_length: 1_048_576,
                 first_burst_length: 262_144,
                 initial_r2t: false,
-                immediate_data: true,
+                ..Parameters::default()
             }
         );
     }
@@ -286,8 +343,36 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_we_do_not_have_ends_the_login() {
-        assert_eq!(answer("DataDigest", "CRC32C"), Answer::Fatal);
+    fn the_first_digest_of_the_initiators_list_that_we_have_is_agreed_on() {
+        let both = [Digest::None, Digest::Crc32c];
+        let agree = |offers: &str, ours: &[Digest]| {
+            let mut agreed = Digest::None;
+            (digest(offers, ours, &mut agreed), agreed)
+        };
+        for (offers, name, agreed) in [
+            ("None,CRC32C", "None", Digest::None),
+            ("CRC32C,None", "CRC32C", Digest::Crc32c),
+            ("X-md5,CRC32C", "CRC32C", Digest::Crc32c),
+        ] {
+            assert_eq!(agree(offers, &both), (says(name), agreed), "{offers}");
+        }
+        let without = agree("CRC32C,None", &[Digest::None]);
+        assert_eq!(without, (says("None"), Digest::None));
+        for offers in ["", "crc32c", "CRC32", "X-md5"] {
+            assert_eq!(agree(offers, &both).0, Answer::Fatal, "{offers}");
+        }
+    }
+
+    #[test]
+    fn the_protocol_level_is_the_lower_one_and_1_if_nobody_says() {
+        assert_eq!(Parameters::default().protocol_level, 1);
+        for (offer, agreed) in [("0", 0), ("1", 1), ("2", 2), ("31", 2)] {
+            let mut parameters = Parameters::default();
+            let answer = parameters.answer("iSCSIProtocolLevel", offer);
+            assert_eq!(answer, Answer::Value(agreed.to_string()));
+            assert_eq!(parameters.protocol_level, agreed);
+        }
+        assert_eq!(answer("iSCSIProtocolLevel", "32"), says("Reject"));
     }
 
     #[test]

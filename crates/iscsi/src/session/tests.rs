@@ -170,7 +170,7 @@ impl Default for Shape {
                 max_burst_length: 16384,
                 first_burst_length: 4096,
                 initial_r2t: false,
-                immediate_data: true,
+                ..Parameters::default()
             },
             is_mapped: true,
             withheld: 0,
