@@ -22,7 +22,7 @@ mod task;
 mod wire;
 
 pub use name::{Iqn, NameError};
-pub use scsi::{Identity, LogicalUnit, disk};
+pub use scsi::{Device, Identity, LogicalUnit, Medium, Provisioning, Shape, disk};
 pub use server::{Counters, Server, SessionId, SessionInfo, Sessions};
 pub use target::Target;
 

@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use scsi::disk::Segment;
-use scsi::{Command, LogicalUnit, Lun, Nexus, Pace, Sense, SenseFormat, Work};
+use scsi::{Command, LogicalUnit, Lun, Nexus, NexusName, Pace, Sense, SenseFormat, Work};
 
 use crate::keys::Parameters;
 use crate::outbox::Outbox;
 use crate::server::Stats;
-use crate::task::{Done, Job, Refusal, Running, Task};
+use crate::task::{Done, Failure, Job, Running, Task};
 use crate::wire::{
     Bhs, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, Numbers, PduError, Reject, Request,
     Residual, ScsiCommand, ScsiResponse, is_before,
@@ -40,7 +40,6 @@ const MAX_IMMEDIATE_TASKS: usize = 8;
 
 /// SCSI status codes (SAM-5 section 5.3.1).
 const GOOD: u8 = 0x00;
-const CHECK_CONDITION: u8 = 0x02;
 
 /// Reject reasons (RFC 7143 section 11.17.1).
 mod reason {
@@ -114,8 +113,12 @@ pub(crate) struct Start<'t> {
 impl<'t> Session<'t> {
     pub(crate) fn new(start: Start<'t>) -> Session<'t> {
         let units = start.target.map_or(&[][..], |target| &target.units);
+        let name = NexusName {
+            initiator: start.login.initiator.clone(),
+            isid: start.login.isid,
+        };
         Session {
-            nexuses: units.iter().map(|unit| unit.connect()).collect(),
+            nexuses: units.iter().map(|unit| unit.connect(&name)).collect(),
             max_cmd_sn: start.exp_cmd_sn.wrapping_add(start.window).wrapping_sub(1),
             login: start.login,
             parameters: start.parameters,
@@ -370,11 +373,11 @@ impl<'t> Session<'t> {
                 task.wanted = u32::try_from(takes).unwrap_or(u32::MAX);
             }
             _ => {
-                let refusal = Refusal {
-                    sense: Sense::INVALID_FIELD_IN_COMMAND_IU,
+                let failure = Failure {
+                    refusal: Sense::INVALID_FIELD_IN_COMMAND_IU.into(),
                     wanted: Some(task.wanted),
                 };
-                self.fail(&answered, refusal, unit.sense_format(), out);
+                self.fail(&answered, failure, unit.sense_format(), out);
                 return Next::Continue;
             }
         }
@@ -422,8 +425,8 @@ impl<'t> Session<'t> {
             data_sn: task.r2t_sn,
         };
         let format = task.unit.sense_format();
-        if let Some(refusal) = task.failed {
-            self.fail(&answered, refusal, format, out);
+        if let Some(failure) = task.failed {
+            self.fail(&answered, failure, format, out);
             return;
         }
         let called_off = Arc::new(AtomicBool::new(false));
@@ -485,21 +488,25 @@ impl<'t> Session<'t> {
         self.data_in(answered, actual, data, out);
     }
 
-    /// CHECK CONDITION.
+    /// A status other than GOOD.
     fn fail(
         &mut self,
         answered: &Answered,
-        refusal: Refusal,
+        failure: Failure,
         format: SenseFormat,
         out: &mut Outbox<'t>,
     ) {
         self.commands += 1;
-        let sense = refusal.sense.emit(format);
-        let [high, low] = u16::try_from(sense.len()).unwrap_or(0).to_be_bytes();
-        let mut data = vec![high, low]; // SenseLength
-        data.extend_from_slice(&sense);
-        let residual = residual(answered.expected_bytes, refusal.wanted.unwrap_or(0));
-        self.respond(answered, CHECK_CONDITION, residual, &data, out);
+        let refusal = failure.refusal;
+        let mut data = Vec::new();
+        if let Some(sense) = refusal.sense() {
+            let sense = sense.emit(format);
+            let length = u16::try_from(sense.len()).unwrap_or(0);
+            data.extend_from_slice(&length.to_be_bytes()); // SenseLength
+            data.extend_from_slice(&sense);
+        }
+        let residual = residual(answered.expected_bytes, failure.wanted.unwrap_or(0));
+        self.respond(answered, refusal.status(), residual, &data, out);
     }
 
     fn respond(

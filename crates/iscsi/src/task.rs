@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use scsi::{DataOut, LogicalUnit, Nexus, Sense, Work};
+use scsi::{DataOut, LogicalUnit, Nexus, Refusal, Sense, Work};
 
 /// Pieces of data-out from this size on go to the disk as they come; smaller
 /// ones are put together first.
@@ -33,21 +33,21 @@ pub(crate) struct Task<'t> {
     staged: Vec<u8>,
     staged_at: u32,
     /// The answer is known; what still comes is thrown away.
-    pub(crate) failed: Option<Refusal>,
+    pub(crate) failed: Option<Failure>,
 }
 
 /// Why a command fails, and the residual that goes with it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refusal {
-    pub(crate) sense: Sense,
+pub(crate) struct Failure {
+    pub(crate) refusal: Refusal,
     /// Data the command would have moved, when that matters.
     pub(crate) wanted: Option<u32>,
 }
 
-impl From<Sense> for Refusal {
-    fn from(sense: Sense) -> Refusal {
-        Refusal {
-            sense,
+impl<R: Into<Refusal>> From<R> for Failure {
+    fn from(refusal: R) -> Failure {
+        Failure {
+            refusal: refusal.into(),
             wanted: None,
         }
     }
@@ -89,7 +89,7 @@ pub(crate) struct Job {
 /// What became of a [`Job`].
 pub(crate) struct Done {
     pub(crate) id: u64,
-    pub(crate) result: Result<Vec<u8>, Sense>,
+    pub(crate) result: Result<Vec<u8>, Refusal>,
 }
 
 impl Done {
@@ -97,7 +97,7 @@ impl Done {
     pub(crate) fn failed(id: u64) -> Done {
         Done {
             id,
-            result: Err(Sense::INTERNAL_TARGET_FAILURE),
+            result: Err(Sense::INTERNAL_TARGET_FAILURE.into()),
         }
     }
 }

@@ -11,6 +11,16 @@ use crate::Sense;
 /// whether a unit is ready before it gives up.
 const MAX_WAITING: usize = 8;
 
+/// Names an I_T nexus: which initiator port, as far as one target is asked
+/// (RFC 7143 section 4.4.2).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NexusName {
+    /// InitiatorName.
+    pub initiator: String,
+    /// The initiator's session identifier.
+    pub isid: [u8; 6],
+}
+
 /// One initiator session's view of one logical unit.
 ///
 /// Dropping it is an I_T nexus loss.
@@ -20,13 +30,19 @@ pub struct Nexus {
 }
 
 impl Nexus {
-    fn new(first: Sense) -> Nexus {
+    fn new(name: &NexusName, first: Sense) -> Nexus {
         Nexus {
             state: Arc::new(State {
+                name: name.clone(),
                 is_waiting: AtomicBool::new(true),
                 queue: Mutex::new(VecDeque::from([first])),
             }),
         }
+    }
+
+    /// Whose view it is.
+    pub fn name(&self) -> &NexusName {
+        &self.state.name
     }
 
     /// Takes the oldest attention, if one waits.
@@ -55,8 +71,8 @@ pub(crate) struct Attentions {
 
 impl Attentions {
     /// A new nexus; its first command will be told so (29/00).
-    pub(crate) fn connect(&self) -> Nexus {
-        let nexus = Nexus::new(Sense::RESET_OCCURRED);
+    pub(crate) fn connect(&self, name: &NexusName) -> Nexus {
+        let nexus = Nexus::new(name, Sense::RESET_OCCURRED);
         let mut all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|known| known.strong_count() > 0);
         all.push(Arc::downgrade(&nexus.state));
@@ -81,6 +97,7 @@ impl Attentions {
 
 #[derive(Debug)]
 struct State {
+    name: NexusName,
     /// Whether `queue` holds anything; read per command without the lock.
     is_waiting: AtomicBool,
     queue: Mutex<VecDeque<Sense>>,
@@ -90,9 +107,16 @@ struct State {
 mod tests {
     use super::*;
 
+    fn name() -> NexusName {
+        NexusName {
+            initiator: "iqn.2026-01.test:pc".to_owned(),
+            isid: [0x80, 0, 0, 0, 0, 1],
+        }
+    }
+
     #[test]
     fn a_new_nexus_is_told_once_that_it_is_new() {
-        let nexus = Attentions::default().connect();
+        let nexus = Attentions::default().connect(&name());
         assert_eq!(nexus.take(), Some(Sense::RESET_OCCURRED));
         assert_eq!(nexus.take(), None);
     }
@@ -100,7 +124,7 @@ mod tests {
     #[test]
     fn an_attention_reaches_the_others_and_not_its_cause() {
         let attentions = Attentions::default();
-        let (mine, other) = (attentions.connect(), attentions.connect());
+        let (mine, other) = (attentions.connect(&name()), attentions.connect(&name()));
         mine.take();
         other.take();
         attentions.raise(Sense::DEVICE_RESET_OCCURRED, Some(&mine));
@@ -111,7 +135,7 @@ mod tests {
     #[test]
     fn the_queue_of_a_nexus_that_never_asks_stays_short() {
         let attentions = Attentions::default();
-        let nexus = attentions.connect();
+        let nexus = attentions.connect(&name());
         for ascq in 0..=255 {
             attentions.raise(
                 Sense {

@@ -10,14 +10,18 @@ mod luns;
 mod mode;
 mod opcodes;
 mod provisioning;
+mod refusal;
 mod sense;
+mod shape;
 mod unit;
 
-pub use attention::Nexus;
+pub use attention::{Nexus, NexusName};
 pub use command::{Command, Compare};
 pub use inquiry::Identity;
 pub use luns::{Lun, answer_for_absent, report_luns};
+pub use refusal::Refusal;
 pub use sense::{Sense, SenseFormat};
+pub use shape::{Device, Medium, Provisioning, Shape};
 pub use unit::{DataOut, LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 
 pub use disk;

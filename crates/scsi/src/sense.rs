@@ -55,6 +55,8 @@ impl Sense {
     pub const RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x00);
     /// 6/29/03: logical unit reset.
     pub const DEVICE_RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x03);
+    /// 6/2A/09.
+    pub const CAPACITY_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x09);
     /// 6/2F/00.
     pub const COMMANDS_CLEARED_BY_ANOTHER_INITIATOR: Sense = Sense::new(0x6, 0x2f, 0x00);
     /// 7/27/00.

@@ -5,14 +5,17 @@
 //! then moves data ([`put`](LogicalUnit::put), [`read`](LogicalUnit::read),
 //! [`segments`](LogicalUnit::segments)) and [`finish`](LogicalUnit::finish)es.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use disk::{Access, Durability, Geometry, Segment, SharedDisk};
 
-use crate::attention::{Attentions, Nexus};
+use crate::attention::{Attentions, Nexus, NexusName};
 use crate::command::{Blocks, Command, Compare};
 use crate::provisioning::{MAX_UNMAP_LIST_BYTES, lba_status, max_write_same_blocks, parse_unmap};
-use crate::{Identity, Sense, SenseFormat, inquiry, mode, opcodes, truncated};
+use crate::{
+    Identity, Provisioning, Refusal, Sense, SenseFormat, Shape, inquiry, mode, opcodes, truncated,
+};
 
 /// MAXIMUM TRANSFER LENGTH: the most one READ, WRITE or VERIFY moves.
 pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
@@ -25,11 +28,17 @@ const SMALL_BYTES: u64 = 64 << 10;
 pub struct LogicalUnit {
     disk: SharedDisk,
     geometry: Geometry,
-    identity: Identity,
-    attentions: Attentions,
-    resets: AtomicU64,
     /// Mapped bytes were not there when they were to be sent.
     has_lost_mapping: AtomicBool,
+    state: Arc<State>,
+}
+
+/// What stays when a unit gets another disk.
+struct State {
+    identity: Identity,
+    shape: Shape,
+    attentions: Attentions,
+    resets: AtomicU64,
 }
 
 /// A command that has passed every check and now wants its data.
@@ -100,15 +109,41 @@ pub enum Pace {
 }
 
 impl LogicalUnit {
-    /// A unit over `disk` that calls itself `identity`.
+    /// A fixed disk over `disk` that calls itself `identity`.
     pub fn new(disk: SharedDisk, identity: Identity) -> LogicalUnit {
+        LogicalUnit::shaped(disk, identity, Shape::default())
+    }
+
+    /// A unit of any shape.
+    pub fn shaped(disk: SharedDisk, identity: Identity, shape: Shape) -> LogicalUnit {
+        let state = State {
+            identity,
+            shape,
+            attentions: Attentions::default(),
+            resets: AtomicU64::new(0),
+        };
         LogicalUnit {
             geometry: disk.geometry(),
             disk,
-            identity,
-            attentions: Attentions::default(),
-            resets: AtomicU64::new(0),
             has_lost_mapping: AtomicBool::new(false),
+            state: Arc::new(state),
+        }
+    }
+
+    /// The same unit over another disk: a file that has grown, another
+    /// medium. Every nexus is told when its capacity is another one. Tasks
+    /// under way go on over the disk they began with.
+    pub fn with_disk(&self, disk: SharedDisk) -> LogicalUnit {
+        let geometry = disk.geometry();
+        if geometry != self.geometry {
+            let attentions = &self.state.attentions;
+            attentions.raise(Sense::CAPACITY_DATA_HAS_CHANGED, None);
+        }
+        LogicalUnit {
+            geometry,
+            disk,
+            has_lost_mapping: AtomicBool::new(false),
+            state: self.state.clone(),
         }
     }
 
@@ -119,42 +154,53 @@ impl LogicalUnit {
 
     /// What the unit calls itself.
     pub fn identity(&self) -> &Identity {
-        &self.identity
+        &self.state.identity
+    }
+
+    /// What kind of unit it is.
+    pub fn shape(&self) -> Shape {
+        self.state.shape
     }
 
     /// A new session's view of this unit.
-    pub fn connect(&self) -> Nexus {
-        self.attentions.connect()
+    pub fn connect(&self, name: &NexusName) -> Nexus {
+        self.state.attentions.connect(name)
     }
 
     /// Logical unit reset: every nexus is told, whoever asked for it. Tasks
     /// that began under an earlier [`resets`](LogicalUnit::resets) are void.
     pub fn reset(&self) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
-        self.attentions.raise(Sense::DEVICE_RESET_OCCURRED, None);
+        self.state.resets.fetch_add(1, Ordering::AcqRel);
+        let attentions = &self.state.attentions;
+        attentions.raise(Sense::DEVICE_RESET_OCCURRED, None);
     }
 
     /// Ends the tasks of every nexus and tells the others so (CLEAR TASK
     /// SET).
     pub fn clear_tasks(&self, by: &Nexus) {
-        self.resets.fetch_add(1, Ordering::AcqRel);
-        self.attentions
+        self.state.resets.fetch_add(1, Ordering::AcqRel);
+        self.state
+            .attentions
             .raise(Sense::COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, Some(by));
     }
 
     /// How often all tasks of this unit have been made void.
     pub fn resets(&self) -> u64 {
-        self.resets.load(Ordering::Acquire)
+        self.state.resets.load(Ordering::Acquire)
     }
 
     /// Checks a command, in the order SAM-5 section 5.14 and SPC-4 want: unit
     /// attention, operation code, fields, write protection, range.
-    pub fn admit(&self, nexus: &Nexus, cdb: &[u8]) -> Result<Work, Sense> {
+    pub fn admit(&self, nexus: &Nexus, cdb: &[u8]) -> Result<Work, Refusal> {
         let exempt = matches!(cdb.first(), Some(0x12 | 0xa0 | 0x03));
         if !exempt && let Some(attention) = nexus.take() {
-            return Err(attention);
+            return Err(attention.into());
         }
-        let command = Command::parse(cdb)?;
+        Ok(self.check(Command::parse(cdb)?)?)
+    }
+
+    /// Checks the fields of a command against the unit.
+    fn check(&self, command: Command) -> Result<Work, Sense> {
         let plain = Work {
             command,
             offset: 0,
@@ -236,7 +282,7 @@ impl LogicalUnit {
                 no_data_out,
             } => self.admit_write_same(plain, blocks, unmap, no_data_out),
             Command::Unmap { list_bytes } => {
-                if !self.disk.is_thin() {
+                if !self.is_thin() {
                     return Err(Sense::INVALID_OPCODE);
                 }
                 self.check_writable()?;
@@ -337,63 +383,76 @@ impl LogicalUnit {
         work: &Work,
         data: &[u8],
         called_off: &AtomicBool,
-    ) -> Result<Vec<u8>, Sense> {
+    ) -> Result<Vec<u8>, Refusal> {
         let is_over = || called_off.load(Ordering::Relaxed) || self.resets() != work.resets;
-        match work.command {
+        Ok(match work.command {
             Command::RequestSense { format, allocation } => {
                 let sense = nexus.take().unwrap_or(Sense::NONE);
-                Ok(truncated(sense.emit(format), u32::from(allocation)))
+                truncated(sense.emit(format), u32::from(allocation))
             }
             Command::Inquiry { page, allocation } => {
                 let facts = inquiry::Facts {
                     geometry: self.geometry,
-                    is_thin: self.disk.is_thin(),
+                    is_thin: self.is_thin(),
                 };
-                inquiry::answer(&self.identity, &facts, page, allocation)
+                inquiry::answer(self.identity(), &facts, page, allocation)?
             }
             Command::ModeSense(asked) => {
                 let facts = mode::Facts {
                     geometry: self.geometry,
-                    access: self.disk.access(),
+                    access: self.access(),
                     durability: self.disk.durability(),
                 };
-                mode::sense(&asked, &facts)
+                mode::sense(&asked, &facts)?
             }
-            Command::ReadCapacity10 => Ok(self.capacity10()),
-            Command::ReadCapacity16 { allocation } => Ok(truncated(self.capacity16(), allocation)),
+            Command::ReadCapacity10 => self.capacity10(),
+            Command::ReadCapacity16 { allocation } => truncated(self.capacity16(), allocation),
             Command::GetLbaStatus { lba, allocation } => {
-                Ok(truncated(lba_status(lba, self.block_count()), allocation))
+                truncated(lba_status(lba, self.block_count()), allocation)
             }
-            Command::ReportSupportedOpcodes(asked) => opcodes::report(&asked, self.disk.is_thin()),
-            Command::Write { fua, .. } => self.flush_if(fua),
-            Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true),
-            Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow),
+            Command::ReportSupportedOpcodes(asked) => opcodes::report(&asked, self.is_thin())?,
+            Command::Write { fua, .. } => self.flush_if(fua)?,
+            Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true)?,
+            Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow)?,
             Command::PreFetch(_) => {
                 let bytes = work.bytes.min(MAX_TRANSFER_BYTES);
                 self.disk.will_need(work.offset, bytes);
-                Ok(vec![])
+                vec![]
             }
             Command::Verify { compare, .. } => {
                 self.verify(work, compare, data, &is_over)?;
-                Ok(vec![])
+                vec![]
             }
             Command::WriteSame { .. } => {
                 self.write_same(work, data, &is_over)?;
-                Ok(vec![])
+                vec![]
             }
             Command::Unmap { .. } => {
                 self.unmap(data, &is_over)?;
-                Ok(vec![])
+                vec![]
             }
-            Command::TestUnitReady | Command::Read(_) => Ok(vec![]),
+            Command::TestUnitReady | Command::Read(_) => vec![],
             // Answered by the session, which knows all units.
-            Command::ReportLuns { .. } => Err(Sense::INTERNAL_TARGET_FAILURE),
-        }
+            Command::ReportLuns { .. } => return Err(Sense::INTERNAL_TARGET_FAILURE.into()),
+        })
     }
 
     /// Which layout the sense of this unit travels in.
     pub fn sense_format(&self) -> SenseFormat {
         SenseFormat::Fixed
+    }
+
+    /// Whether initiators may give space back.
+    fn is_thin(&self) -> bool {
+        self.shape().provisioning == Provisioning::OfDisk && self.disk.is_thin()
+    }
+
+    /// Whether initiators may write.
+    fn access(&self) -> Access {
+        match self.shape().access {
+            Access::ReadOnly => Access::ReadOnly,
+            Access::ReadWrite => self.disk.access(),
+        }
     }
 
     fn block_bytes(&self) -> u64 {
@@ -413,7 +472,7 @@ impl LogicalUnit {
     }
 
     fn check_writable(&self) -> Result<(), Sense> {
-        match self.disk.access() {
+        match self.access() {
             Access::ReadOnly => Err(Sense::WRITE_PROTECTED),
             Access::ReadWrite => Ok(()),
         }
@@ -439,7 +498,7 @@ impl LogicalUnit {
         unmap: bool,
         no_data_out: bool,
     ) -> Result<Work, Sense> {
-        let is_thin = self.disk.is_thin();
+        let is_thin = self.is_thin();
         if unmap && !is_thin {
             return Err(Sense::invalid_cdb_field(1, 3));
         }
@@ -473,7 +532,7 @@ impl LogicalUnit {
     }
 
     fn flush_if(&self, wanted: bool) -> Result<Vec<u8>, Sense> {
-        if wanted && self.disk.access() == Access::ReadWrite {
+        if wanted && self.access() == Access::ReadWrite {
             self.disk.flush().map_err(Sense::while_writing)?;
         }
         Ok(vec![])
@@ -524,7 +583,7 @@ impl LogicalUnit {
         is_over: &impl Fn() -> bool,
     ) -> Result<(), Sense> {
         let is_zero = block.iter().all(|byte| *byte == 0);
-        if is_zero && self.disk.is_thin() {
+        if is_zero && self.is_thin() {
             return for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
                 self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
             });

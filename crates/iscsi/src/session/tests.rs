@@ -18,6 +18,8 @@ use crate::outbox::{Gone, Part, Sink};
 use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest, padding};
 use crate::{Attachment, Authentication, LoginRefusal, Secret};
 
+const CHECK_CONDITION: u8 = 0x02;
+
 /// 1 MiB, every byte of a block its number.
 const BLOCKS: usize = 2048;
 

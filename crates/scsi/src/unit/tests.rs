@@ -83,7 +83,7 @@ impl Lab {
             is_thin,
         };
         let unit = LogicalUnit::new(Arc::new(disk), Identity::new([7; 16], "TEST"));
-        let nexus = unit.connect();
+        let nexus = unit.connect(&name());
         nexus.take();
         Lab { unit, nexus }
     }
@@ -94,7 +94,7 @@ impl Lab {
 
     /// Runs a command as a session would and gives back its data-in.
     fn command(&self, cdb: &[u8], data_out: &[u8]) -> Result<Vec<u8>, Sense> {
-        let work = self.unit.admit(&self.nexus, cdb)?;
+        let work = self.unit.admit(&self.nexus, cdb).map_err(sense_of)?;
         let never = AtomicBool::new(false);
         match work.data_out() {
             DataOut::Streamed(bytes) => {
@@ -106,13 +106,25 @@ impl Lab {
             DataOut::Gathered(bytes) => assert_eq!(bytes, data_out.len() as u64),
             DataOut::None => {}
         }
-        let mut data = self.unit.finish(&self.nexus, &work, data_out, &never)?;
+        let finished = self.unit.finish(&self.nexus, &work, data_out, &never);
+        let mut data = finished.map_err(sense_of)?;
         if let Some(bytes) = work.read_bytes() {
             data = vec![0; usize::try_from(bytes).unwrap()];
             self.unit.read(&work, 0, &mut data)?;
         }
         Ok(data)
     }
+}
+
+fn name() -> NexusName {
+    NexusName {
+        initiator: "iqn.2026-01.test:pc".to_owned(),
+        isid: [0x80, 0, 0, 0, 0, 1],
+    }
+}
+
+fn sense_of(refusal: Refusal) -> Sense {
+    refusal.sense().unwrap()
 }
 
 fn read10(lba: u32, count: u16) -> [u8; 10] {
@@ -156,7 +168,7 @@ fn a_read_past_the_end_is_refused_with_lba_out_of_range() {
 fn a_new_session_hears_one_unit_attention_and_inquiry_does_not_take_it() {
     let lab = Lab::thin();
     let lab = Lab {
-        nexus: lab.unit.connect(),
+        nexus: lab.unit.connect(&name()),
         unit: lab.unit,
     };
     assert!(lab.command(&[0x12, 0, 0, 0, 36, 0], &[]).is_ok());
@@ -302,7 +314,7 @@ fn an_unmap_list_longer_than_any_we_take_is_refused_before_it_comes() {
     assert!(unmap(8 + 256 * 16).is_ok());
     assert_eq!(
         unmap(8 + 256 * 16 + 1).unwrap_err(),
-        Sense::invalid_cdb_field(7, 7)
+        Refusal::from(Sense::invalid_cdb_field(7, 7))
     );
 }
 
