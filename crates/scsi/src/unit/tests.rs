@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use disk::{Disk, DiskError};
+use disk::{Disk, DiskError, Durability};
 use proptest::prelude::*;
 
 use super::*;
+use crate::Refusal;
 
 /// A thin disk in memory.
 struct Memory {

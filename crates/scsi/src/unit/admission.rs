@@ -1,0 +1,221 @@
+//! Admission: what is checked before any data moves (SAM-5 section 5.14).
+
+use disk::{Access, Durability};
+
+use super::{DataOut, LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
+use crate::attention::Nexus;
+use crate::command::{Blocks, Command, Compare};
+use crate::provisioning::{MAX_UNMAP_LIST_BYTES, max_write_same_blocks};
+use crate::{Refusal, Sense};
+
+/// UNMAP, WRITE SAME and VERIFY up to this size are done at once.
+const SMALL_BYTES: u64 = 64 << 10;
+
+impl LogicalUnit {
+    /// Checks a command, in the order SAM-5 section 5.14 and SPC-4 want: unit
+    /// attention, operation code, fields, write protection, range.
+    pub fn admit(&self, nexus: &Nexus, cdb: &[u8]) -> Result<Work, Refusal> {
+        let exempt = matches!(cdb.first(), Some(0x12 | 0xa0 | 0x03));
+        if !exempt && let Some(attention) = nexus.take() {
+            return Err(attention.into());
+        }
+        Ok(self.check(Command::parse(cdb)?)?)
+    }
+
+    /// Checks the fields of a command against the unit.
+    fn check(&self, command: Command) -> Result<Work, Sense> {
+        let plain = Work {
+            command,
+            offset: 0,
+            bytes: 0,
+            data_out: DataOut::None,
+            pace: Pace::AtOnce,
+            resets: self.resets(),
+        };
+        match command {
+            Command::Read(blocks) => {
+                self.check_transfer(blocks)?;
+                self.ranged(plain, blocks)
+            }
+            Command::Write { blocks, fua } => {
+                self.check_transfer(blocks)?;
+                self.check_writable()?;
+                let work = self.ranged(plain, blocks)?;
+                Ok(Work {
+                    data_out: DataOut::Streamed(work.bytes),
+                    pace: self.flush_pace(fua),
+                    ..work
+                })
+            }
+            Command::WriteAndVerify { blocks, .. } => {
+                self.check_transfer(blocks)?;
+                self.check_writable()?;
+                let work = self.ranged(plain, blocks)?;
+                Ok(Work {
+                    data_out: DataOut::Streamed(work.bytes),
+                    pace: self.flush_pace(true),
+                    ..work
+                })
+            }
+            Command::Verify { blocks, compare } => {
+                let work = self.ranged(plain, blocks)?;
+                let data_out = match compare {
+                    Compare::Medium => DataOut::None,
+                    Compare::Data => {
+                        self.check_transfer(blocks)?;
+                        DataOut::Streamed(work.bytes)
+                    }
+                    Compare::OneBlock if blocks.count == 0 => DataOut::None,
+                    Compare::OneBlock => DataOut::Gathered(self.block_bytes()),
+                };
+                let pace = match compare {
+                    Compare::Data => Pace::AtOnce,
+                    _ => pace_of(work.bytes),
+                };
+                Ok(Work {
+                    data_out,
+                    pace,
+                    ..work
+                })
+            }
+            Command::PreFetch(blocks) => self.ranged(plain, blocks),
+            Command::SynchronizeCache(blocks) => Ok(Work {
+                pace: self.flush_pace(true),
+                ..self.ranged(plain, blocks)?
+            }),
+            Command::StartStopUnit {
+                load_eject,
+                power_condition,
+                start,
+                no_flush,
+            } => {
+                // Nothing to load or eject: the medium is not removable.
+                if load_eject && power_condition == 0 {
+                    return Err(Sense::invalid_cdb_field(4, 1));
+                }
+                let flushes = !start && power_condition == 0 && !no_flush;
+                Ok(Work {
+                    pace: self.flush_pace(flushes),
+                    ..plain
+                })
+            }
+            Command::WriteSame {
+                blocks,
+                unmap,
+                no_data_out,
+            } => self.admit_write_same(plain, blocks, unmap, no_data_out),
+            Command::Unmap { list_bytes } => {
+                if !self.is_thin() {
+                    return Err(Sense::INVALID_OPCODE);
+                }
+                self.check_writable()?;
+                if list_bytes > MAX_UNMAP_LIST_BYTES {
+                    return Err(Sense::invalid_cdb_field(7, 7));
+                }
+                Ok(Work {
+                    data_out: DataOut::Gathered(u64::from(list_bytes)),
+                    pace: Pace::Slow,
+                    ..plain
+                })
+            }
+            Command::GetLbaStatus { lba, .. } if lba >= self.block_count() => {
+                Err(Sense::LBA_OUT_OF_RANGE)
+            }
+            _ => Ok(plain),
+        }
+    }
+
+    /// How much data-out a command takes when the initiator offers `offered`
+    /// bytes; `None` refuses (5/0E/03). Short of its length, a write takes
+    /// the whole blocks there are.
+    pub fn fit(&self, work: &Work, offered: u64) -> Option<u64> {
+        let wanted = match work.data_out {
+            DataOut::None => return Some(0),
+            DataOut::Streamed(bytes) | DataOut::Gathered(bytes) => bytes,
+        };
+        match work.command {
+            // Exactly one block, no more and no less.
+            Command::WriteSame { .. } => (offered == wanted).then_some(wanted),
+            Command::Write { .. } | Command::WriteAndVerify { .. } => match offered < wanted {
+                true => Some(offered - offered % self.block_bytes()),
+                false => Some(wanted),
+            },
+            _ => (offered >= wanted).then_some(wanted),
+        }
+    }
+
+    /// Refuses more than [`MAX_TRANSFER_BYTES`].
+    fn check_transfer(&self, blocks: Blocks) -> Result<(), Sense> {
+        match u64::from(blocks.count) * self.block_bytes() > MAX_TRANSFER_BYTES {
+            true => Err(Sense::INVALID_FIELD_IN_CDB),
+            false => Ok(()),
+        }
+    }
+
+    fn check_writable(&self) -> Result<(), Sense> {
+        match self.access() {
+            Access::ReadOnly => Err(Sense::WRITE_PROTECTED),
+            Access::ReadWrite => Ok(()),
+        }
+    }
+
+    /// Turns blocks into bytes, here and nowhere else.
+    fn ranged(&self, work: Work, blocks: Blocks) -> Result<Work, Sense> {
+        let block_count = self.block_count();
+        if blocks.lba > block_count || u64::from(blocks.count) > block_count - blocks.lba {
+            return Err(Sense::LBA_OUT_OF_RANGE);
+        }
+        Ok(Work {
+            offset: blocks.lba * self.block_bytes(),
+            bytes: u64::from(blocks.count) * self.block_bytes(),
+            ..work
+        })
+    }
+
+    fn admit_write_same(
+        &self,
+        work: Work,
+        blocks: Blocks,
+        unmap: bool,
+        no_data_out: bool,
+    ) -> Result<Work, Sense> {
+        let is_thin = self.is_thin();
+        if unmap && !is_thin {
+            return Err(Sense::invalid_cdb_field(1, 3));
+        }
+        self.check_writable()?;
+        let work = self.ranged(work, blocks)?;
+        let bytes = match blocks.count {
+            0 => self.geometry.size_bytes - work.offset, // up to the end
+            _ => work.bytes,
+        };
+        let limit = max_write_same_blocks(is_thin, self.geometry.logical_block_bytes);
+        if bytes / self.block_bytes() > limit {
+            return Err(Sense::INVALID_FIELD_IN_CDB);
+        }
+        Ok(Work {
+            bytes,
+            data_out: match no_data_out {
+                true => DataOut::None,
+                false => DataOut::Gathered(self.block_bytes()),
+            },
+            pace: pace_of(bytes),
+            ..work
+        })
+    }
+
+    /// How long a flush takes here.
+    fn flush_pace(&self, flushes: bool) -> Pace {
+        match flushes && self.disk.durability() != Durability::Volatile {
+            true => Pace::Slow,
+            false => Pace::AtOnce,
+        }
+    }
+}
+
+fn pace_of(bytes: u64) -> Pace {
+    match bytes > SMALL_BYTES {
+        true => Pace::Slow,
+        false => Pace::AtOnce,
+    }
+}

@@ -1,0 +1,194 @@
+//! Execution: what a command does once all its data-out is there.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use disk::Access;
+
+use super::{LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
+use crate::attention::Nexus;
+use crate::command::{Command, Compare};
+use crate::provisioning::{lba_status, parse_unmap};
+use crate::{Refusal, Sense, inquiry, mode, opcodes, truncated};
+
+/// How much a long command does before it looks whether it was called off.
+const STEP_BYTES: u64 = 1 << 20;
+
+impl LogicalUnit {
+    /// Does what is left once all data-out is there, and gives the data-in of
+    /// every command but READ. `data` is what a gathered command asked for. A
+    /// long command gives up when `called_off`, or when the unit was reset
+    /// after its admission; nobody hears its answer then.
+    pub fn finish(
+        &self,
+        nexus: &Nexus,
+        work: &Work,
+        data: &[u8],
+        called_off: &AtomicBool,
+    ) -> Result<Vec<u8>, Refusal> {
+        let is_over = || called_off.load(Ordering::Relaxed) || self.resets() != work.resets;
+        Ok(match work.command {
+            Command::RequestSense { format, allocation } => {
+                let sense = nexus.take().unwrap_or(Sense::NONE);
+                truncated(sense.emit(format), u32::from(allocation))
+            }
+            Command::Inquiry { page, allocation } => {
+                let facts = inquiry::Facts {
+                    geometry: self.geometry,
+                    is_thin: self.is_thin(),
+                };
+                inquiry::answer(self.identity(), &facts, page, allocation)?
+            }
+            Command::ModeSense(asked) => {
+                let facts = mode::Facts {
+                    geometry: self.geometry,
+                    access: self.access(),
+                    durability: self.disk.durability(),
+                };
+                mode::sense(&asked, &facts)?
+            }
+            Command::ReadCapacity10 => self.capacity10(),
+            Command::ReadCapacity16 { allocation } => truncated(self.capacity16(), allocation),
+            Command::GetLbaStatus { lba, allocation } => {
+                truncated(lba_status(lba, self.block_count()), allocation)
+            }
+            Command::ReportSupportedOpcodes(asked) => opcodes::report(&asked, self.is_thin())?,
+            Command::Write { fua, .. } => self.flush_if(fua)?,
+            Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true)?,
+            Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow)?,
+            Command::PreFetch(_) => {
+                let bytes = work.bytes.min(MAX_TRANSFER_BYTES);
+                self.disk.will_need(work.offset, bytes);
+                vec![]
+            }
+            Command::Verify { compare, .. } => {
+                self.verify(work, compare, data, &is_over)?;
+                vec![]
+            }
+            Command::WriteSame { .. } => {
+                self.write_same(work, data, &is_over)?;
+                vec![]
+            }
+            Command::Unmap { .. } => {
+                self.unmap(data, &is_over)?;
+                vec![]
+            }
+            Command::TestUnitReady | Command::Read(_) => vec![],
+            // Answered by the session, which knows all units.
+            Command::ReportLuns { .. } => return Err(Sense::INTERNAL_TARGET_FAILURE.into()),
+        })
+    }
+
+    fn flush_if(&self, wanted: bool) -> Result<Vec<u8>, Sense> {
+        if wanted && self.access() == Access::ReadWrite {
+            self.disk.flush().map_err(Sense::while_writing)?;
+        }
+        Ok(vec![])
+    }
+
+    fn verify(
+        &self,
+        work: &Work,
+        compare: Compare,
+        block: &[u8],
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), Sense> {
+        let expected = match compare {
+            Compare::Data => return Ok(()), // compared as it came
+            Compare::Medium => None,
+            Compare::OneBlock => Some(repeated(block, work.bytes.min(STEP_BYTES))),
+        };
+        let mut buffer = buffer_of(work.bytes.min(STEP_BYTES));
+        for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
+            let done = offset - work.offset;
+            let length = usize::try_from(bytes).unwrap_or(0);
+            match &expected {
+                Some(pattern) => self.compare(offset, &pattern[..length], done),
+                None => Ok(self.disk.read(offset, &mut buffer[..length])?),
+            }
+        })
+    }
+
+    fn write_same(
+        &self,
+        work: &Work,
+        block: &[u8],
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), Sense> {
+        let is_zero = block.iter().all(|byte| *byte == 0);
+        if is_zero && self.is_thin() {
+            return for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
+                self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+            });
+        }
+        let step = work.bytes.min(STEP_BYTES);
+        let pattern = match is_zero {
+            true => buffer_of(step),
+            false => repeated(block, step),
+        };
+        for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
+            self.write(offset, &pattern[..usize::try_from(bytes).unwrap_or(0)])
+        })
+    }
+
+    fn unmap(&self, list: &[u8], is_over: &impl Fn() -> bool) -> Result<(), Sense> {
+        for range in parse_unmap(list, self.block_count())? {
+            let offset = range.lba * self.block_bytes();
+            let bytes = u64::from(range.count) * self.block_bytes();
+            for_each_step(offset, bytes, is_over, |offset, bytes| {
+                self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn capacity10(&self) -> Vec<u8> {
+        let last = u32::try_from(self.last_lba()).unwrap_or(u32::MAX);
+        let mut data = last.to_be_bytes().to_vec();
+        data.extend_from_slice(&self.geometry.logical_block_bytes.to_be_bytes());
+        data
+    }
+
+    fn capacity16(&self) -> Vec<u8> {
+        let mut data = vec![0u8; 32];
+        data[..8].copy_from_slice(&self.last_lba().to_be_bytes());
+        data[8..12].copy_from_slice(&self.geometry.logical_block_bytes.to_be_bytes());
+        let per_physical = self.geometry.physical_block_bytes / self.geometry.logical_block_bytes;
+        data[13] = u8::try_from(per_physical.max(1).ilog2()).unwrap_or(0); // LBPPBE
+        if self.disk.is_thin() {
+            data[14] = 0xc0; // LBPME, LBPRZ
+        }
+        data
+    }
+
+    fn last_lba(&self) -> u64 {
+        self.block_count().saturating_sub(1)
+    }
+}
+
+/// A buffer of zeros; `bytes` is at most [`STEP_BYTES`].
+fn buffer_of(bytes: u64) -> Vec<u8> {
+    vec![0u8; usize::try_from(bytes).unwrap_or(0)]
+}
+
+/// `block` again and again, `bytes` long.
+fn repeated(block: &[u8], bytes: u64) -> Vec<u8> {
+    let length = usize::try_from(bytes).unwrap_or(0);
+    block.iter().copied().cycle().take(length).collect()
+}
+
+/// Does `step(offset, bytes)` for a range in pieces of [`STEP_BYTES`], until
+/// it is over.
+fn for_each_step(
+    offset: u64,
+    bytes: u64,
+    is_over: &impl Fn() -> bool,
+    mut step: impl FnMut(u64, u64) -> Result<(), Sense>,
+) -> Result<(), Sense> {
+    let mut done = 0;
+    while done < bytes && !is_over() {
+        let now = (bytes - done).min(STEP_BYTES);
+        step(offset + done, now)?;
+        done += now;
+    }
+    Ok(())
+}
