@@ -1,7 +1,7 @@
 //! Serves one disk over iSCSI: for judges and for trying.
 //!
 //! `serve [--listen ADDR:PORT] [--iqn NAME] [--chap NAME:SECRET] [--thick]
-//! (FILE | --ram MIB)`
+//! [--read-only] [--removable] (FILE | --ram MIB)`
 
 // The file is mapped, so that its bytes are sent without a copy.
 #![allow(unsafe_code)]
@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use disk::{Access, Disk, DiskError, Durability, Geometry, Segment};
 use iscsi::{
-    Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Secret, Server,
-    Target, Targets,
+    Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Medium,
+    Provisioning, Secret, Server, Shape, Target, Targets,
 };
 
 fn main() {
@@ -28,9 +28,10 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let options = Options::parse()?;
-    let unit = LogicalUnit::new(
+    let unit = LogicalUnit::shaped(
         Arc::new(Mapped::open(&options)?),
         Identity::new(*b"serve-one-disk-1", "EXAMPLE"),
+        options.shape,
     );
     let target = Arc::new(Target {
         name: options.iqn.clone(),
@@ -52,7 +53,7 @@ struct Options {
     listen: SocketAddr,
     iqn: String,
     chap: Option<(String, String)>,
-    is_thin: bool,
+    shape: Shape,
     copies: bool,
     ram_mib: Option<u64>,
     file: Option<String>,
@@ -64,7 +65,7 @@ impl Options {
             listen: "127.0.0.1:3260".parse().map_err(|e| format!("{e}"))?,
             iqn: "iqn.2026-01.lab:serve".to_owned(),
             chap: None,
-            is_thin: true,
+            shape: Shape::default(),
             copies: false,
             ram_mib: None,
             file: None,
@@ -83,7 +84,9 @@ impl Options {
                     let (name, secret) = text.split_once(':').ok_or("--chap NAME:SECRET")?;
                     options.chap = Some((name.to_owned(), secret.to_owned()));
                 }
-                "--thick" => options.is_thin = false,
+                "--thick" => options.shape.provisioning = Provisioning::Full,
+                "--read-only" => options.shape.access = Access::ReadOnly,
+                "--removable" => options.shape.medium = Medium::Removable,
                 "--copy" => options.copies = true,
                 "--ram" => {
                     let text = value()?;
@@ -134,7 +137,6 @@ struct Mapped {
     file: File,
     start: *const u8,
     size_bytes: u64,
-    is_thin: bool,
     copies: bool,
     is_ram: bool,
 }
@@ -187,7 +189,6 @@ impl Mapped {
             file,
             start: start.cast(),
             size_bytes,
-            is_thin: options.is_thin,
             copies: options.copies,
             is_ram: options.file.is_none(),
         })
@@ -237,7 +238,7 @@ impl Disk for Mapped {
     }
 
     fn is_thin(&self) -> bool {
-        self.is_thin
+        true
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
