@@ -18,8 +18,11 @@ use std::time::Duration;
 /// What the DHCP server does.
 pub(crate) use dhcp::Mode as DhcpMode;
 
+mod files;
 mod keys;
 mod value;
+
+pub(crate) use files::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles, UnitKind};
 
 use keys::{KEYS, Key};
 use value::Given;

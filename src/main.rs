@@ -22,7 +22,7 @@ use config::{Config, Loaded};
 use services::Loaders;
 
 fn main() -> ExitCode {
-    match run(cli::parse()) {
+    match cli::parse().and_then(run) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("diskless: {error:#}");
@@ -36,6 +36,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Ask(ask) => runtime.block_on(cli::run(ask)).map(|()| ExitCode::SUCCESS),
         Command::Check { settings, json } => check(&settings, json),
+        Command::ServeFiles(files) => {
+            log_to_stderr(&files.log_level)?;
+            runtime
+                .block_on(server::serve_files(&files))
+                .map(|()| ExitCode::SUCCESS)
+        }
         Command::Serve(settings) => {
             let loaded = load(&settings)?;
             log_to_stderr(&loaded.config.log.level)?;

@@ -18,8 +18,10 @@ use crate::services::tftp::LoaderFiles;
 use crate::services::{Addresses, Loaders, Site, http};
 use crate::timeline::Timeline;
 
+mod files;
 mod live;
 
+pub(crate) use files::serve_files;
 use live::{Counted, LiveFacts};
 
 /// How long commands in hand may take once the program ends.

@@ -1,8 +1,8 @@
 //! The command line, one file per noun.
 //!
-//! `serve` and `check` are run by the program itself; every other command asks
-//! the running server through its API (`client`) and shows the answer, as text
-//! or with `--json` as it came.
+//! `serve`, `check` and `target serve` are run by the program itself; every
+//! other command asks the running server through its API (`client`) and shows
+//! the answer, as text or with `--json` as it came.
 
 mod client;
 mod image;
@@ -13,11 +13,13 @@ mod session;
 mod settings;
 mod show;
 mod status;
+mod target;
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::ServedFiles;
 use client::Client;
 pub(crate) use settings::Settings;
 use show::Answer;
@@ -37,6 +39,8 @@ pub(crate) enum Command {
         /// As JSON.
         json: bool,
     },
+    /// Serve files at once, without the server.
+    ServeFiles(ServedFiles),
     /// Ask the running server, see [`run`].
     Ask(Ask),
 }
@@ -71,6 +75,9 @@ enum Verb {
     Serve(Settings),
     /// Say what is wrong before anything is started
     Check(Settings),
+    /// Files and drives served as disks, apart from any machine
+    #[command(subcommand)]
+    Target(target::Verb),
     #[command(flatten)]
     Noun(Noun),
 }
@@ -99,13 +106,14 @@ enum Noun {
 
 /// Reads the command line. What it does not understand, and `--help`, end the
 /// program here.
-pub(crate) fn parse() -> Command {
+pub(crate) fn parse() -> anyhow::Result<Command> {
     command(Arguments::parse())
 }
 
-fn command(arguments: Arguments) -> Command {
+fn command(arguments: Arguments) -> anyhow::Result<Command> {
     let Arguments { api, json, verb } = arguments;
-    match verb {
+    Ok(match verb {
+        Verb::Target(target::Verb::Serve(serve)) => Command::ServeFiles(serve.files()?),
         Verb::Serve(settings) => Command::Serve(settings.with_socket(api)),
         Verb::Check(settings) => Command::Check {
             settings: settings.with_socket(api),
@@ -116,7 +124,7 @@ fn command(arguments: Arguments) -> Command {
             json,
             noun,
         }),
-    }
+    })
 }
 
 /// Asks the running server and prints its answer. An error is one sentence.

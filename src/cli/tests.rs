@@ -14,9 +14,9 @@ use crate::config::Config;
 use crate::inventory::tests::Site;
 use crate::timeline::Timeline;
 
-fn parsed(line: &str) -> Result<Command, clap::Error> {
+fn parsed(line: &str) -> anyhow::Result<Command> {
     let words = std::iter::once("diskless").chain(line.split_whitespace());
-    Arguments::try_parse_from(words).map(command)
+    command(Arguments::try_parse_from(words)?)
 }
 
 /// A server on which the machine `running` runs.

@@ -19,6 +19,7 @@ mod machine;
 mod name;
 mod overlay;
 mod store;
+mod target;
 
 use std::collections::HashMap;
 use std::fs;
@@ -38,6 +39,7 @@ pub(crate) use machine::{
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
 pub(crate) use store::{SavedEvent, Store, Survives};
+pub(crate) use target::{Chap, UnitKind};
 
 /// All facts of one data directory, held locked while this lives.
 pub(crate) struct Inventory {

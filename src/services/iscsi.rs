@@ -33,6 +33,7 @@ use crate::timeline::Stage;
 
 mod images;
 mod overlays;
+pub(crate) mod plain;
 #[cfg(test)]
 mod tests;
 
