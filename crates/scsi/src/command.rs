@@ -101,6 +101,22 @@ pub enum Command {
     },
     /// REPORT SUPPORTED OPERATION CODES.
     ReportSupportedOpcodes(ReportOpcodes),
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS.
+    ReportSupportedFunctions {
+        /// REPD: the long form.
+        extended: bool,
+        /// Allocation length.
+        allocation: u32,
+    },
+    /// REPORT TARGET PORT GROUPS.
+    ReportTargetPortGroups {
+        /// The extended header.
+        extended: bool,
+        /// Allocation length.
+        allocation: u32,
+    },
+    /// READ DEFECT DATA(10) or (12).
+    ReadDefectData(ReadDefects),
 }
 
 /// A range of blocks.
@@ -151,6 +167,17 @@ pub struct ReportOpcodes {
     pub opcode: u8,
     /// REQUESTED SERVICE ACTION.
     pub service_action: u16,
+    /// Allocation length.
+    pub allocation: u32,
+}
+
+/// READ DEFECT DATA's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadDefects {
+    /// READ DEFECT DATA(12), with its longer header.
+    pub twelve: bool,
+    /// REQ_PLIST, REQ_GLIST and DEFECT LIST FORMAT, as they are echoed.
+    pub lists: u8,
     /// Allocation length.
     pub allocation: u32,
 }
@@ -253,6 +280,16 @@ impl Cdb {
             }
             0x34 | 0x90 => Command::PreFetch(self.blocks()),
             0x35 | 0x91 => Command::SynchronizeCache(self.blocks()),
+            0x37 => Command::ReadDefectData(ReadDefects {
+                twelve: false,
+                lists: cdb[2] & 0x1f,
+                allocation: u32::from(self.u16_at(7)),
+            }),
+            0xb7 => Command::ReadDefectData(ReadDefects {
+                twelve: true,
+                lists: cdb[1] & 0x1f,
+                allocation: self.u32_at(6),
+            }),
             0x41 | 0x93 => self.write_same()?,
             0x42 => {
                 if cdb[1] & 1 != 0 {
@@ -277,6 +314,18 @@ impl Cdb {
                 allocation: self.u32_at(6),
             },
             0xa3 => match cdb[1] & 0x1f {
+                0x0a => Command::ReportTargetPortGroups {
+                    extended: match cdb[1] >> 5 {
+                        0 => false,
+                        1 => true,
+                        _ => return Err(Sense::invalid_cdb_field(1, 7)),
+                    },
+                    allocation: self.u32_at(6),
+                },
+                0x0d => Command::ReportSupportedFunctions {
+                    extended: cdb[2] & 0x80 != 0,
+                    allocation: self.u32_at(6),
+                },
                 0x0c => Command::ReportSupportedOpcodes(ReportOpcodes {
                     timeouts: cdb[2] & 0x80 != 0,
                     options: cdb[2] & 0x07,

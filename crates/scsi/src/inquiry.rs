@@ -6,8 +6,9 @@ use disk::Geometry;
 use crate::provisioning::MAX_UNMAP_BLOCKS;
 use crate::provisioning::MAX_UNMAP_DESCRIPTORS;
 use crate::provisioning::max_write_same_blocks;
+use crate::reports::{RELATIVE_TARGET_PORT, TARGET_PORT_GROUP};
 use crate::unit::MAX_TRANSFER_BYTES;
-use crate::{Sense, truncated};
+use crate::{Medium, Sense, truncated};
 
 /// Vendor of every unit, 8 characters.
 const VENDOR: &[u8; 8] = b"DISKLESS";
@@ -58,6 +59,7 @@ impl Identity {
 /// What INQUIRY says beside the identity.
 pub(crate) struct Facts {
     pub(crate) geometry: Geometry,
+    pub(crate) medium: Medium,
     pub(crate) is_thin: bool,
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn answer(
     allocation: u16,
 ) -> Result<Vec<u8>, Sense> {
     let data = match page {
-        None => standard(identity),
+        None => standard(identity, facts),
         Some(code) => {
             let body = vpd(identity, facts, code).ok_or(Sense::invalid_cdb_field(2, 7))?;
             let [high, low] = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
@@ -81,12 +83,16 @@ pub(crate) fn answer(
     Ok(truncated(data, u32::from(allocation)))
 }
 
-fn standard(identity: &Identity) -> Vec<u8> {
+fn standard(identity: &Identity, facts: &Facts) -> Vec<u8> {
     let mut data = vec![0u8; 96];
     data[0] = 0x00; // connected, direct access block device
+    if facts.medium == Medium::Removable {
+        data[1] = 0x80; // RMB
+    }
     data[2] = 0x06; // SPC-4
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = 96 - 5; // additional length
+    data[5] = 0x10; // TPGS: implicit
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
     padded(&mut data[16..32], &identity.product);
@@ -132,7 +138,10 @@ fn designators(identity: &Identity) -> Vec<u8> {
     body.extend_from_slice(&[0x02, 0x01, 0, length]); // ASCII; logical unit, T10 vendor
     body.extend_from_slice(VENDOR);
     body.extend_from_slice(&serial);
-    body.extend_from_slice(&[0x01, 0x14, 0, 4, 0, 0, 0, 1]); // relative target port 1
+    for (kind, value) in [(0x14, RELATIVE_TARGET_PORT), (0x15, TARGET_PORT_GROUP)] {
+        let [high, low] = value.to_be_bytes();
+        body.extend_from_slice(&[0x01, kind, 0, 4, 0, 0, high, low]); // binary; target port
+    }
     body
 }
 
@@ -183,6 +192,7 @@ mod tests {
             logical_block_bytes: 512,
             physical_block_bytes: 4096,
         },
+        medium: Medium::Fixed,
         is_thin: true,
     };
 

@@ -11,6 +11,7 @@ mod mode;
 mod opcodes;
 mod provisioning;
 mod refusal;
+mod reports;
 mod sense;
 mod shape;
 mod unit;

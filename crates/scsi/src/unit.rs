@@ -12,7 +12,8 @@ use disk::{Access, Geometry, Segment, SharedDisk};
 
 use crate::attention::{Attentions, Nexus, NexusName};
 use crate::command::Command;
-use crate::{Identity, Provisioning, Sense, SenseFormat, Shape};
+use crate::opcodes::Family;
+use crate::{Device, Identity, Provisioning, Sense, SenseFormat, Shape};
 
 mod admission;
 mod execution;
@@ -240,6 +241,15 @@ impl LogicalUnit {
     /// Which layout the sense of this unit travels in.
     pub fn sense_format(&self) -> SenseFormat {
         SenseFormat::Fixed
+    }
+
+    /// Whether the unit knows the commands of a family.
+    fn offers(&self, family: Family) -> bool {
+        match family {
+            Family::Primary => true,
+            Family::Disk => self.shape().device == Device::Disk,
+            Family::Thin => self.shape().device == Device::Disk && self.is_thin(),
+        }
     }
 
     /// Whether initiators may give space back.

@@ -19,7 +19,11 @@ impl LogicalUnit {
         if !exempt && let Some(attention) = nexus.take() {
             return Err(attention.into());
         }
-        Ok(self.check(Command::parse(cdb)?)?)
+        let command = Command::parse(cdb)?;
+        if !self.offers(command.family()) {
+            return Err(Sense::INVALID_OPCODE.into());
+        }
+        Ok(self.check(command)?)
     }
 
     /// Checks the fields of a command against the unit.
@@ -105,9 +109,6 @@ impl LogicalUnit {
                 no_data_out,
             } => self.admit_write_same(plain, blocks, unmap, no_data_out),
             Command::Unmap { list_bytes } => {
-                if !self.is_thin() {
-                    return Err(Sense::INVALID_OPCODE);
-                }
                 self.check_writable()?;
                 if list_bytes > MAX_UNMAP_LIST_BYTES {
                     return Err(Sense::invalid_cdb_field(7, 7));
@@ -180,10 +181,10 @@ impl LogicalUnit {
         no_data_out: bool,
     ) -> Result<Work, Sense> {
         let is_thin = self.is_thin();
+        self.check_writable()?;
         if unmap && !is_thin {
             return Err(Sense::invalid_cdb_field(1, 3));
         }
-        self.check_writable()?;
         let work = self.ranged(work, blocks)?;
         let bytes = match blocks.count {
             0 => self.geometry.size_bytes - work.offset, // up to the end

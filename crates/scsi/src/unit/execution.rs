@@ -8,7 +8,7 @@ use super::{LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Command, Compare};
 use crate::provisioning::{lba_status, parse_unmap};
-use crate::{Refusal, Sense, inquiry, mode, opcodes, truncated};
+use crate::{Refusal, Sense, inquiry, mode, opcodes, reports, truncated};
 
 /// How much a long command does before it looks whether it was called off.
 const STEP_BYTES: u64 = 1 << 20;
@@ -34,6 +34,7 @@ impl LogicalUnit {
             Command::Inquiry { page, allocation } => {
                 let facts = inquiry::Facts {
                     geometry: self.geometry,
+                    medium: self.shape().medium,
                     is_thin: self.is_thin(),
                 };
                 inquiry::answer(self.identity(), &facts, page, allocation)?
@@ -51,7 +52,18 @@ impl LogicalUnit {
             Command::GetLbaStatus { lba, allocation } => {
                 truncated(lba_status(lba, self.block_count()), allocation)
             }
-            Command::ReportSupportedOpcodes(asked) => opcodes::report(&asked, self.is_thin())?,
+            Command::ReportSupportedOpcodes(asked) => {
+                opcodes::report(&asked, |family| self.offers(family))?
+            }
+            Command::ReportSupportedFunctions {
+                extended,
+                allocation,
+            } => reports::task_management_functions(extended, allocation),
+            Command::ReportTargetPortGroups {
+                extended,
+                allocation,
+            } => reports::target_port_groups(extended, allocation),
+            Command::ReadDefectData(asked) => reports::defects(&asked),
             Command::Write { fua, .. } => self.flush_if(fua)?,
             Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true)?,
             Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow)?,
