@@ -60,6 +60,20 @@ pub enum Command {
         /// Read back and compared.
         compare: bool,
     },
+    /// ORWRITE(16).
+    OrWrite {
+        /// What is read, combined and written.
+        blocks: Blocks,
+        /// Answered only when durable.
+        fua: bool,
+    },
+    /// COMPARE AND WRITE.
+    CompareAndWrite {
+        /// What is compared, and written when it is equal.
+        blocks: Blocks,
+        /// Answered only when durable.
+        fua: bool,
+    },
     /// VERIFY of any length of CDB.
     Verify {
         /// What is verified.
@@ -256,6 +270,17 @@ impl Cdb {
             }
             0x28 | 0x88 | 0xa8 => Command::Read(self.protected_blocks()?),
             0x2a | 0x8a | 0xaa => Command::Write {
+                blocks: self.protected_blocks()?,
+                fua: cdb[1] & FUA != 0,
+            },
+            0x89 => Command::CompareAndWrite {
+                blocks: Blocks {
+                    count: u32::from(cdb[13]),
+                    ..self.protected_blocks()?
+                },
+                fua: cdb[1] & FUA != 0,
+            },
+            0x8b => Command::OrWrite {
                 blocks: self.protected_blocks()?,
                 fua: cdb[1] & FUA != 0,
             },

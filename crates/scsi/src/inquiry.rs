@@ -7,7 +7,7 @@ use crate::provisioning::MAX_UNMAP_BLOCKS;
 use crate::provisioning::MAX_UNMAP_DESCRIPTORS;
 use crate::provisioning::max_write_same_blocks;
 use crate::reports::{RELATIVE_TARGET_PORT, TARGET_PORT_GROUP};
-use crate::unit::MAX_TRANSFER_BYTES;
+use crate::unit::{MAX_TRANSFER_BYTES, max_compare_blocks};
 use crate::{Medium, Sense, truncated};
 
 /// Vendor of every unit, 8 characters.
@@ -152,6 +152,8 @@ fn block_limits(facts: &Facts) -> Vec<u8> {
     let mut page = vec![0u8; 0x40];
     let mut put = |at: usize, value: &[u8]| page[at..at + value.len()].copy_from_slice(value);
     let granularity = u16::try_from(per_physical).unwrap_or(1);
+    let compare_blocks = max_compare_blocks(facts.geometry.logical_block_bytes);
+    put(5, &[u8::try_from(compare_blocks).unwrap_or(u8::MAX)]); // maximum compare and write length
     put(6, &granularity.to_be_bytes()); // optimal transfer length granularity
     put(8, &blocks(MAX_TRANSFER_BYTES).to_be_bytes()); // maximum transfer length
     put(12, &blocks(OPTIMAL_TRANSFER_BYTES).to_be_bytes()); // optimal transfer length

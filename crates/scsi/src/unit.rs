@@ -5,8 +5,8 @@
 //! then moves data ([`put`](LogicalUnit::put), [`read`](LogicalUnit::read),
 //! [`segments`](LogicalUnit::segments)) and [`finish`](LogicalUnit::finish)es.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 use disk::{Access, Geometry, Segment, SharedDisk};
 
@@ -17,6 +17,8 @@ use crate::{Device, Identity, Provisioning, Sense, SenseFormat, Shape};
 
 mod admission;
 mod execution;
+
+pub(crate) use admission::max_compare_blocks;
 
 /// MAXIMUM TRANSFER LENGTH: the most one READ, WRITE or VERIFY moves.
 pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
@@ -36,6 +38,9 @@ struct State {
     shape: Shape,
     attentions: Attentions,
     resets: AtomicU64,
+    /// Held shared while the disk is changed, and alone by what reads and
+    /// writes as one: nobody's change falls in between.
+    exclusion: RwLock<()>,
 }
 
 /// A command that has passed every check and now wants its data.
@@ -79,7 +84,7 @@ impl Work {
     pub fn finish_changes_disk(&self) -> bool {
         matches!(
             self.command,
-            Command::WriteSame { .. } | Command::Unmap { .. }
+            Command::WriteSame { .. } | Command::Unmap { .. } | Command::CompareAndWrite { .. }
         )
     }
 }
@@ -118,6 +123,7 @@ impl LogicalUnit {
             shape,
             attentions: Attentions::default(),
             resets: AtomicU64::new(0),
+            exclusion: RwLock::new(()),
         };
         LogicalUnit {
             geometry: disk.geometry(),
@@ -202,6 +208,7 @@ impl LogicalUnit {
                     false => Ok(()),
                 }
             }
+            Command::OrWrite { .. } => self.combine(at, data),
             Command::Verify { .. } => self.compare(at, data, offset),
             _ => Err(Sense::INCORRECT_AMOUNT_OF_DATA),
         }
@@ -274,7 +281,34 @@ impl LogicalUnit {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), Sense> {
+        let exclusion = &self.state.exclusion;
+        let _among_others = exclusion.read().unwrap_or_else(PoisonError::into_inner);
         self.disk.write(offset, data).map_err(Sense::while_writing)
+    }
+
+    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), Sense> {
+        let exclusion = &self.state.exclusion;
+        let _among_others = exclusion.read().unwrap_or_else(PoisonError::into_inner);
+        self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+    }
+
+    /// Until it is dropped, nobody else changes the disk.
+    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        let exclusion = &self.state.exclusion;
+        exclusion.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the bits of `data` that are set, and leaves the others (ORWRITE).
+    fn combine(&self, offset: u64, data: &[u8]) -> Result<(), Sense> {
+        let mut stored = vec![0u8; data.len()];
+        let _alone = self.alone();
+        self.disk.read(offset, &mut stored)?;
+        for (stored, given) in stored.iter_mut().zip(data) {
+            *stored |= given;
+        }
+        self.disk
+            .write(offset, &stored)
+            .map_err(Sense::while_writing)
     }
 
     /// Compares the disk at `offset` with `data`, which lies `at` bytes into

@@ -8,6 +8,8 @@ use crate::command::{Blocks, Command, Compare};
 use crate::provisioning::{MAX_UNMAP_LIST_BYTES, max_write_same_blocks};
 use crate::{Refusal, Sense};
 
+/// The most one COMPARE AND WRITE compares: it is held in memory.
+const MAX_COMPARE_BYTES: u32 = 128 << 10;
 /// UNMAP, WRITE SAME and VERIFY up to this size are done at once.
 const SMALL_BYTES: u64 = 64 << 10;
 
@@ -41,7 +43,7 @@ impl LogicalUnit {
                 self.check_transfer(blocks)?;
                 self.ranged(plain, blocks)
             }
-            Command::Write { blocks, fua } => {
+            Command::Write { blocks, fua } | Command::OrWrite { blocks, fua } => {
                 self.check_transfer(blocks)?;
                 self.check_writable()?;
                 let work = self.ranged(plain, blocks)?;
@@ -58,6 +60,19 @@ impl LogicalUnit {
                 Ok(Work {
                     data_out: DataOut::Streamed(work.bytes),
                     pace: self.flush_pace(true),
+                    ..work
+                })
+            }
+            Command::CompareAndWrite { blocks, fua } => {
+                if blocks.count > max_compare_blocks(self.geometry.logical_block_bytes) {
+                    return Err(Sense::invalid_cdb_field(13, 7));
+                }
+                self.check_writable()?;
+                let work = self.ranged(plain, blocks)?;
+                Ok(Work {
+                    // What is compared, then what is written.
+                    data_out: DataOut::Gathered(2 * work.bytes),
+                    pace: self.flush_pace(fua),
                     ..work
                 })
             }
@@ -135,12 +150,16 @@ impl LogicalUnit {
             DataOut::Streamed(bytes) | DataOut::Gathered(bytes) => bytes,
         };
         match work.command {
-            // Exactly one block, no more and no less.
-            Command::WriteSame { .. } => (offered == wanted).then_some(wanted),
-            Command::Write { .. } | Command::WriteAndVerify { .. } => match offered < wanted {
-                true => Some(offered - offered % self.block_bytes()),
-                false => Some(wanted),
-            },
+            // Exactly that, no more and no less.
+            Command::WriteSame { .. } | Command::CompareAndWrite { .. } => {
+                (offered == wanted).then_some(wanted)
+            }
+            Command::Write { .. } | Command::OrWrite { .. } | Command::WriteAndVerify { .. } => {
+                match offered < wanted {
+                    true => Some(offered - offered % self.block_bytes()),
+                    false => Some(wanted),
+                }
+            }
             _ => (offered >= wanted).then_some(wanted),
         }
     }
@@ -212,6 +231,11 @@ impl LogicalUnit {
             false => Pace::AtOnce,
         }
     }
+}
+
+/// MAXIMUM COMPARE AND WRITE LENGTH in blocks, a field of one byte.
+pub(crate) fn max_compare_blocks(block_bytes: u32) -> u32 {
+    (MAX_COMPARE_BYTES / block_bytes).min(255)
 }
 
 fn pace_of(bytes: u64) -> Pace {

@@ -64,7 +64,11 @@ impl LogicalUnit {
                 allocation,
             } => reports::target_port_groups(extended, allocation),
             Command::ReadDefectData(asked) => reports::defects(&asked),
-            Command::Write { fua, .. } => self.flush_if(fua)?,
+            Command::Write { fua, .. } | Command::OrWrite { fua, .. } => self.flush_if(fua)?,
+            Command::CompareAndWrite { fua, .. } => {
+                self.compare_and_write(work, data, &is_over)?;
+                self.flush_if(fua)?
+            }
             Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true)?,
             Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow)?,
             Command::PreFetch(_) => {
@@ -81,7 +85,7 @@ impl LogicalUnit {
                 vec![]
             }
             Command::Unmap { .. } => {
-                self.unmap(data, &is_over)?;
+                self.unmap_ranges(data, &is_over)?;
                 vec![]
             }
             Command::TestUnitReady | Command::Read(_) => vec![],
@@ -120,6 +124,26 @@ impl LogicalUnit {
         })
     }
 
+    /// Writes the second half of `data` where the disk holds the first.
+    fn compare_and_write(
+        &self,
+        work: &Work,
+        data: &[u8],
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), Sense> {
+        let (expected, wanted) = data.split_at(data.len() / 2);
+        if usize::try_from(work.bytes) != Ok(expected.len()) {
+            return Err(Sense::INCORRECT_AMOUNT_OF_DATA);
+        }
+        let _alone = self.alone();
+        if is_over() {
+            return Ok(());
+        }
+        self.compare(work.offset, expected, 0)?;
+        let written = self.disk.write(work.offset, wanted);
+        written.map_err(Sense::while_writing)
+    }
+
     fn write_same(
         &self,
         work: &Work,
@@ -129,7 +153,7 @@ impl LogicalUnit {
         let is_zero = block.iter().all(|byte| *byte == 0);
         if is_zero && self.is_thin() {
             return for_each_step(work.offset, work.bytes, is_over, |offset, bytes| {
-                self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+                self.unmap(offset, bytes)
             });
         }
         let step = work.bytes.min(STEP_BYTES);
@@ -142,12 +166,12 @@ impl LogicalUnit {
         })
     }
 
-    fn unmap(&self, list: &[u8], is_over: &impl Fn() -> bool) -> Result<(), Sense> {
+    fn unmap_ranges(&self, list: &[u8], is_over: &impl Fn() -> bool) -> Result<(), Sense> {
         for range in parse_unmap(list, self.block_count())? {
             let offset = range.lba * self.block_bytes();
             let bytes = u64::from(range.count) * self.block_bytes();
             for_each_step(offset, bytes, is_over, |offset, bytes| {
-                self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
+                self.unmap(offset, bytes)
             })?;
         }
         Ok(())

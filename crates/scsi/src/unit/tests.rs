@@ -8,6 +8,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::Refusal;
 
+mod effects;
+
 /// A thin disk in memory.
 struct Memory {
     bytes: Mutex<Vec<u8>>,
@@ -83,7 +85,11 @@ impl Lab {
             access,
             is_thin,
         };
-        let unit = LogicalUnit::new(Arc::new(disk), Identity::new([7; 16], "TEST"));
+        Lab::shaped(Arc::new(disk), Shape::default())
+    }
+
+    fn shaped(disk: SharedDisk, shape: Shape) -> Lab {
+        let unit = LogicalUnit::shaped(disk, Identity::new([7; 16], "TEST"), shape);
         let nexus = unit.connect(&name());
         nexus.take();
         Lab { unit, nexus }
