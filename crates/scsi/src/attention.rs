@@ -35,6 +35,7 @@ impl Nexus {
             state: Arc::new(State {
                 name: name.clone(),
                 is_waiting: AtomicBool::new(true),
+                prevents_removal: AtomicBool::new(false),
                 queue: Mutex::new(VecDeque::from([first])),
             }),
         }
@@ -43,6 +44,13 @@ impl Nexus {
     /// Whose view it is.
     pub fn name(&self) -> &NexusName {
         &self.state.name
+    }
+
+    /// Keeps the medium in, or no longer (PREVENT ALLOW MEDIUM REMOVAL); ends
+    /// with the nexus.
+    pub(crate) fn prevent_removal(&self, prevents: bool) {
+        let state = &self.state.prevents_removal;
+        state.store(prevents, Ordering::Release);
     }
 
     /// Takes the oldest attention, if one waits.
@@ -79,6 +87,22 @@ impl Attentions {
         nexus
     }
 
+    /// Whether any nexus keeps the medium in.
+    pub(crate) fn prevent_removal(&self) -> bool {
+        let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter()
+            .filter_map(Weak::upgrade)
+            .any(|state| state.prevents_removal.load(Ordering::Acquire))
+    }
+
+    /// No nexus keeps the medium in any longer.
+    pub(crate) fn allow_removal(&self) {
+        let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
+        for state in all.iter().filter_map(Weak::upgrade) {
+            state.prevents_removal.store(false, Ordering::Release);
+        }
+    }
+
     /// Raises `sense` for every nexus but `except`.
     pub(crate) fn raise(&self, sense: Sense, except: Option<&Nexus>) {
         let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,6 +124,7 @@ struct State {
     name: NexusName,
     /// Whether `queue` holds anything; read per command without the lock.
     is_waiting: AtomicBool,
+    prevents_removal: AtomicBool,
     queue: Mutex<VecDeque<Sense>>,
 }
 

@@ -26,6 +26,18 @@ pub enum Command {
     },
     /// MODE SENSE(6) or (10).
     ModeSense(ModeSense),
+    /// MODE SELECT(6) or (10).
+    ModeSelect {
+        /// MODE SELECT(10), with its longer header.
+        ten: bool,
+        /// Parameter list length.
+        list_bytes: u16,
+    },
+    /// PREVENT ALLOW MEDIUM REMOVAL.
+    PreventAllow {
+        /// Keeps the medium in.
+        prevent: bool,
+    },
     /// START STOP UNIT.
     StartStopUnit {
         /// Load or eject the medium.
@@ -131,6 +143,25 @@ pub enum Command {
     },
     /// READ DEFECT DATA(10) or (12).
     ReadDefectData(ReadDefects),
+}
+
+impl Command {
+    /// Whether the command speaks of the medium, and so needs one.
+    pub(crate) fn needs_medium(&self) -> bool {
+        !matches!(
+            self,
+            Command::RequestSense { .. }
+                | Command::Inquiry { .. }
+                | Command::ModeSense(_)
+                | Command::ModeSelect { .. }
+                | Command::PreventAllow { .. }
+                | Command::StartStopUnit { .. }
+                | Command::ReportLuns { .. }
+                | Command::ReportSupportedOpcodes(_)
+                | Command::ReportSupportedFunctions { .. }
+                | Command::ReportTargetPortGroups { .. }
+        )
+    }
 }
 
 /// A range of blocks.
@@ -255,6 +286,14 @@ impl Cdb {
             0x12 => self.inquiry()?,
             0x1a => self.mode_sense(false),
             0x5a => self.mode_sense(true),
+            0x15 => self.mode_select(false)?,
+            0x55 => self.mode_select(true)?,
+            0x1e => match cdb[4] & 0x03 {
+                prevent @ (0 | 1) => Command::PreventAllow {
+                    prevent: prevent == 1,
+                },
+                _ => return Err(Sense::invalid_cdb_field(4, 1)),
+            },
             0x1b => Command::StartStopUnit {
                 power_condition: cdb[4] >> 4,
                 no_flush: cdb[4] & 0x04 != 0,
@@ -391,6 +430,21 @@ impl Cdb {
                 u16::from(cdb[4])
             },
         })
+    }
+
+    fn mode_select(&self, ten: bool) -> Result<Command, Sense> {
+        let list_bytes = match ten {
+            true => self.u16_at(7),
+            false => u16::from(self.0[4]),
+        };
+        // Pages as the standard has them (PF), and none saved (SP).
+        if self.0[1] & 0x10 == 0 && list_bytes > 0 {
+            return Err(Sense::invalid_cdb_field(1, 4));
+        }
+        if self.0[1] & 0x01 != 0 {
+            return Err(Sense::invalid_cdb_field(1, 0));
+        }
+        Ok(Command::ModeSelect { ten, list_bytes })
     }
 
     fn write_same(&self) -> Result<Command, Sense> {

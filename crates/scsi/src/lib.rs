@@ -5,6 +5,7 @@
 
 mod attention;
 mod command;
+mod conditions;
 mod inquiry;
 mod luns;
 mod mode;

@@ -1,15 +1,33 @@
-//! MODE SENSE (SPC-4 sections 6.11 and 7.5, SBC-3 section 6.4).
+//! MODE SENSE and MODE SELECT (SPC-4 sections 6.9 to 6.12 and 7.5, SBC-3
+//! section 6.4).
+//!
+//! Three bits can be changed: WCE where the disk below caches writes, SWP and
+//! D_SENSE. They are the unit's, not a nexus's, and none is saved.
 
 use disk::{Access, Durability, Geometry};
 
 use crate::command::ModeSense;
+use crate::conditions::Condition;
 use crate::{Sense, truncated};
+
+/// Longest parameter list of MODE SELECT: every page there is, twice.
+pub(crate) const MAX_LIST_BYTES: u16 = 256;
 
 /// What the pages speak of.
 pub(crate) struct Facts {
     pub(crate) geometry: Geometry,
     pub(crate) access: Access,
     pub(crate) durability: Durability,
+    pub(crate) settings: Condition,
+}
+
+/// Which values of a page: PC, and what MODE SELECT compares with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Values {
+    Current,
+    /// A bit is set that can be changed.
+    Changeable,
+    Default,
 }
 
 /// Pages there are, ascending.
@@ -17,9 +35,12 @@ const PAGES: [u8; 4] = [0x01, 0x08, 0x0a, 0x1c];
 
 /// Answers MODE SENSE.
 pub(crate) fn sense(asked: &ModeSense, facts: &Facts) -> Result<Vec<u8>, Sense> {
-    if asked.control == 3 {
-        return Err(Sense::SAVING_PARAMETERS_NOT_SUPPORTED);
-    }
+    let values = match asked.control {
+        0 => Values::Current,
+        1 => Values::Changeable,
+        2 => Values::Default,
+        _ => return Err(Sense::SAVING_PARAMETERS_NOT_SUPPORTED),
+    };
     // Subpages: none of our own; FFh asks for whatever there is.
     if asked.subpage != 0 && asked.subpage != 0xff {
         return Err(Sense::invalid_cdb_field(3, 7));
@@ -27,7 +48,7 @@ pub(crate) fn sense(asked: &ModeSense, facts: &Facts) -> Result<Vec<u8>, Sense> 
     let mut pages = Vec::new();
     for code in PAGES {
         if asked.page == 0x3f || asked.page == code {
-            pages.extend_from_slice(&page(code, asked.control == 1, facts));
+            pages.extend_from_slice(&page(code, values, facts));
         }
     }
     if pages.is_empty() {
@@ -39,7 +60,7 @@ pub(crate) fn sense(asked: &ModeSense, facts: &Facts) -> Result<Vec<u8>, Sense> 
     };
     let descriptor_bytes = u8::try_from(descriptor.len()).unwrap_or(0);
     let mut device_specific = 0x10; // DPOFUA
-    if facts.access == Access::ReadOnly {
+    if facts.access == Access::ReadOnly || facts.settings.has(Condition::PROTECTED) {
         device_specific |= 0x80; // WP
     }
     let total = descriptor.len() + pages.len();
@@ -67,8 +88,8 @@ fn block_descriptor(facts: &Facts) -> Vec<u8> {
     data
 }
 
-/// One page; with `mask`, which of its bits MODE SELECT can change: none.
-fn page(code: u8, mask: bool, facts: &Facts) -> Vec<u8> {
+/// One page.
+fn page(code: u8, values: Values, facts: &Facts) -> Vec<u8> {
     let length: u8 = match code {
         0x08 => 0x12,
         _ => 0x0a,
@@ -76,19 +97,100 @@ fn page(code: u8, mask: bool, facts: &Facts) -> Vec<u8> {
     let mut page = vec![0u8; usize::from(length) + 2];
     page[0] = code;
     page[1] = length;
-    if mask {
-        return page;
-    }
-    match code {
-        0x08 if facts.durability != Durability::WriteThrough => page[2] = 0x04, // WCE
-        0x0a => {
-            page[3] = 0x10; // QUEUE ALGORITHM MODIFIER: unrestricted reordering
-            page[8] = 0xff; // BUSY TIMEOUT PERIOD: unlimited
-            page[9] = 0xff;
+    let settings = match values {
+        Values::Current => facts.settings,
+        Values::Default => Condition::NONE,
+        Values::Changeable => Condition::SETTINGS,
+    };
+    for (at, bit, condition) in bits(code, facts) {
+        // WCE is the contrary of what it stands for.
+        let is_set = match (values, *condition) {
+            (Values::Changeable, _) => true,
+            (_, Condition::WRITE_THROUGH) => !settings.has(*condition),
+            _ => settings.has(*condition),
+        };
+        if is_set {
+            page[*at] |= bit;
         }
-        _ => {}
+    }
+    if code == 0x0a && values != Values::Changeable {
+        page[2] |= 0x02; // GLTSD: log parameters are not saved
+        page[3] = 0x10; // QUEUE ALGORITHM MODIFIER: unrestricted reordering
+        page[8] = 0xff; // BUSY TIMEOUT PERIOD: unlimited
+        page[9] = 0xff;
+    }
+    if code == 0x08 && facts.durability == Durability::Volatile && values != Values::Changeable {
+        page[2] |= 0x04; // WCE: no flush makes anything durable
     }
     page
+}
+
+/// The changeable bits of a page: byte, bit, and what it says. A cache can be
+/// turned off where a flush would make a difference.
+fn bits(code: u8, facts: &Facts) -> &'static [(usize, u8, Condition)] {
+    match code {
+        0x08 if facts.durability == Durability::WriteBack => {
+            &[(2, 0x04, Condition::WRITE_THROUGH)] // WCE
+        }
+        0x0a => &[
+            (2, 0x04, Condition::DESCRIPTOR_SENSE), // D_SENSE
+            (4, 0x08, Condition::PROTECTED),        // SWP
+        ],
+        _ => &[],
+    }
+}
+
+/// Reads MODE SELECT's list: the settings after it. Changes nothing, for
+/// nothing may change when something in the list is wrong.
+pub(crate) fn select(ten: bool, list: &[u8], facts: &Facts) -> Result<Condition, Sense> {
+    if list.is_empty() {
+        return Ok(facts.settings);
+    }
+    let header_bytes = if ten { 8 } else { 4 };
+    let (head, rest) = list
+        .split_at_checked(header_bytes)
+        .ok_or(Sense::PARAMETER_LIST_LENGTH_ERROR)?;
+    let descriptor_bytes = match ten {
+        true => usize::from(u16::from_be_bytes([head[6], head[7]])),
+        false => usize::from(head[3]),
+    };
+    let (descriptor, mut rest) = rest
+        .split_at_checked(descriptor_bytes)
+        .ok_or(Sense::PARAMETER_LIST_LENGTH_ERROR)?;
+    // A disk cannot be formatted to other blocks.
+    let block_bytes = facts.geometry.logical_block_bytes.to_be_bytes();
+    match descriptor {
+        [] => {}
+        [_, _, _, _, _, length @ ..] if length == &block_bytes[1..] => {}
+        _ => return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST),
+    }
+    let mut settings = facts.settings;
+    while let [code, length, ..] = *rest {
+        let page_bytes = 2 + usize::from(length);
+        let (given, next) = rest
+            .split_at_checked(page_bytes)
+            .ok_or(Sense::PARAMETER_LIST_LENGTH_ERROR)?;
+        rest = next;
+        let code = code & 0x7f; // PS is reserved here; SPF names no page of ours
+        if !PAGES.contains(&code) {
+            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
+        }
+        let current = page(code, Values::Current, facts);
+        let mask = page(code, Values::Changeable, facts);
+        let differs = |at: usize| (given[at] ^ current[at]) & !mask[at] != 0;
+        if given.len() != current.len() || (2..current.len()).any(differs) {
+            return Err(Sense::INVALID_FIELD_IN_PARAMETER_LIST);
+        }
+        for (at, bit, condition) in bits(code, facts) {
+            let is_set = given[*at] & bit != 0;
+            let is_in = is_set != (*condition == Condition::WRITE_THROUGH);
+            settings = settings.with(*condition, is_in);
+        }
+    }
+    match rest.is_empty() {
+        true => Ok(settings),
+        false => Err(Sense::PARAMETER_LIST_LENGTH_ERROR),
+    }
 }
 
 #[cfg(test)]
@@ -104,6 +206,7 @@ mod tests {
             },
             access: Access::ReadWrite,
             durability: Durability::WriteBack,
+            settings: Condition::NONE,
         }
     }
 

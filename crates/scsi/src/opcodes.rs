@@ -13,6 +13,8 @@ pub(crate) enum Family {
     Disk,
     /// Known to disks that give space back.
     Thin,
+    /// Known to units whose medium can be taken out.
+    Removable,
 }
 
 impl Command {
@@ -23,10 +25,12 @@ impl Command {
             | Command::RequestSense { .. }
             | Command::Inquiry { .. }
             | Command::ModeSense(_)
+            | Command::ModeSelect { .. }
             | Command::ReportLuns { .. }
             | Command::ReportSupportedOpcodes(_)
             | Command::ReportSupportedFunctions { .. } => Family::Primary,
             Command::Unmap { .. } => Family::Thin,
+            Command::PreventAllow { .. } => Family::Removable,
             _ => Family::Disk,
         }
     }
@@ -58,7 +62,7 @@ const fn action(service_action: u16, family: Family, usage: &'static [u8]) -> Op
     }
 }
 
-use Family::{Disk, Primary, Thin};
+use Family::{Disk, Primary, Removable, Thin};
 
 /// All of them, ascending. A command is known when it stands here *and*
 /// [`Command`](crate::Command) parses it: a test compares the two.
@@ -69,8 +73,10 @@ const OPCODES: &[Opcode] = &[
     plain(Disk, &[0x08, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Disk, &[0x0a, 0x1f, 0xff, 0xff, 0xff, 0]),
     plain(Primary, &[0x12, 0x01, 0xff, 0xff, 0xff, 0]),
+    plain(Primary, &[0x15, 0x11, 0, 0, 0xff, 0]),
     plain(Primary, &[0x1a, 0x08, 0xff, 0xff, 0xff, 0]),
     plain(Disk, &[0x1b, 0x01, 0, 0, 0xf7, 0]),
+    plain(Removable, &[0x1e, 0, 0, 0, 0x03, 0]),
     plain(Disk, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Disk, &[0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
     plain(Disk, &[0x2a, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
@@ -81,6 +87,7 @@ const OPCODES: &[Opcode] = &[
     plain(Disk, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Disk, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
     plain(Thin, &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    plain(Primary, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Primary, &[0x5a, 0x08, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Disk, &[0x88, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     plain(Disk, &[0x89, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0, 0]),

@@ -29,6 +29,8 @@ pub enum SenseFormat {
 impl Sense {
     /// 0/00/00: nothing to report.
     pub const NONE: Sense = Sense::new(0x0, 0x00, 0x00);
+    /// 2/3A/00.
+    pub const MEDIUM_NOT_PRESENT: Sense = Sense::new(0x2, 0x3a, 0x00);
     /// 3/0C/00.
     pub const WRITE_ERROR: Sense = Sense::new(0x3, 0x0c, 0x00);
     /// 3/11/00.
@@ -51,16 +53,26 @@ impl Sense {
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Sense = Sense::new(0x5, 0x26, 0x00);
     /// 5/39/00.
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x39, 0x00);
+    /// 5/53/02.
+    pub const MEDIUM_REMOVAL_PREVENTED: Sense = Sense::new(0x5, 0x53, 0x02);
+    /// 6/28/00: not ready to ready, the medium may have changed.
+    pub const MEDIUM_MAY_HAVE_CHANGED: Sense = Sense::new(0x6, 0x28, 0x00);
     /// 6/29/00: power on, reset, or a new session.
     pub const RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x00);
     /// 6/29/03: logical unit reset.
     pub const DEVICE_RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x03);
+    /// 6/2A/01.
+    pub const MODE_PARAMETERS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x01);
     /// 6/2A/09.
     pub const CAPACITY_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x09);
     /// 6/2F/00.
     pub const COMMANDS_CLEARED_BY_ANOTHER_INITIATOR: Sense = Sense::new(0x6, 0x2f, 0x00);
+    /// 6/3F/0E.
+    pub const REPORTED_LUNS_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x3f, 0x0e);
     /// 7/27/00.
     pub const WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x00);
+    /// 7/27/02: an initiator has asked for it.
+    pub const SOFTWARE_WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x02);
     /// 7/27/07: thin provisioning found no space.
     pub const SPACE_ALLOCATION_FAILED: Sense = Sense::new(0x7, 0x27, 0x07);
     /// B/0C/0C: data came that nobody asked for.

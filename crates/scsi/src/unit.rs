@@ -12,11 +12,13 @@ use disk::{Access, Geometry, Segment, SharedDisk};
 
 use crate::attention::{Attentions, Nexus, NexusName};
 use crate::command::Command;
+use crate::conditions::{Condition, Conditions};
 use crate::opcodes::Family;
-use crate::{Device, Identity, Provisioning, Sense, SenseFormat, Shape};
+use crate::{Device, Identity, Medium, Provisioning, Sense, SenseFormat, Shape};
 
 mod admission;
 mod execution;
+mod medium;
 
 pub(crate) use admission::max_compare_blocks;
 
@@ -38,6 +40,7 @@ struct State {
     shape: Shape,
     attentions: Attentions,
     resets: AtomicU64,
+    conditions: Conditions,
     /// Held shared while the disk is changed, and alone by what reads and
     /// writes as one: nobody's change falls in between.
     exclusion: RwLock<()>,
@@ -123,6 +126,7 @@ impl LogicalUnit {
             shape,
             attentions: Attentions::default(),
             resets: AtomicU64::new(0),
+            conditions: Conditions::default(),
             exclusion: RwLock::new(()),
         };
         LogicalUnit {
@@ -134,12 +138,15 @@ impl LogicalUnit {
     }
 
     /// The same unit over another disk: a file that has grown, another
-    /// medium. Every nexus is told when its capacity is another one. Tasks
-    /// under way go on over the disk they began with.
+    /// medium. Every nexus is told when its capacity is another one, or when
+    /// the medium may be. Tasks under way go on over the disk they began with.
     pub fn with_disk(&self, disk: SharedDisk) -> LogicalUnit {
         let geometry = disk.geometry();
-        if geometry != self.geometry {
-            let attentions = &self.state.attentions;
+        let attentions = &self.state.attentions;
+        if self.shape().medium == Medium::Removable {
+            self.state.conditions.set(Condition::EJECTED, false);
+            attentions.raise(Sense::MEDIUM_MAY_HAVE_CHANGED, None);
+        } else if geometry != self.geometry {
             attentions.raise(Sense::CAPACITY_DATA_HAS_CHANGED, None);
         }
         LogicalUnit {
@@ -148,6 +155,12 @@ impl LogicalUnit {
             has_lost_mapping: AtomicBool::new(false),
             state: self.state.clone(),
         }
+    }
+
+    /// Tells every nexus that the target has other units than before.
+    pub fn raise_luns_changed(&self) {
+        let attentions = &self.state.attentions;
+        attentions.raise(Sense::REPORTED_LUNS_DATA_HAS_CHANGED, None);
     }
 
     /// The disk below.
@@ -171,10 +184,14 @@ impl LogicalUnit {
     }
 
     /// Logical unit reset: every nexus is told, whoever asked for it. Tasks
-    /// that began under an earlier [`resets`](LogicalUnit::resets) are void.
+    /// that began under an earlier [`resets`](LogicalUnit::resets) are void,
+    /// and what MODE SELECT and PREVENT ALLOW have set is as in the beginning.
     pub fn reset(&self) {
         self.state.resets.fetch_add(1, Ordering::AcqRel);
+        let conditions = &self.state.conditions;
+        conditions.replace(Condition::SETTINGS, Condition::NONE);
         let attentions = &self.state.attentions;
+        attentions.allow_removal();
         attentions.raise(Sense::DEVICE_RESET_OCCURRED, None);
     }
 
@@ -247,7 +264,14 @@ impl LogicalUnit {
 
     /// Which layout the sense of this unit travels in.
     pub fn sense_format(&self) -> SenseFormat {
-        SenseFormat::Fixed
+        match self.is(Condition::DESCRIPTOR_SENSE) {
+            true => SenseFormat::Descriptor,
+            false => SenseFormat::Fixed,
+        }
+    }
+
+    fn is(&self, condition: Condition) -> bool {
+        self.state.conditions.now().has(condition)
     }
 
     /// Whether the unit knows the commands of a family.
@@ -255,6 +279,7 @@ impl LogicalUnit {
         match family {
             Family::Primary => true,
             Family::Disk => self.shape().device == Device::Disk,
+            Family::Removable => self.shape().medium == Medium::Removable,
             Family::Thin => self.shape().device == Device::Disk && self.is_thin(),
         }
     }

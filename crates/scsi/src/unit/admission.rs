@@ -5,8 +5,9 @@ use disk::{Access, Durability};
 use super::{DataOut, LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Blocks, Command, Compare};
+use crate::conditions::Condition;
 use crate::provisioning::{MAX_UNMAP_LIST_BYTES, max_write_same_blocks};
-use crate::{Refusal, Sense};
+use crate::{Refusal, Sense, mode};
 
 /// The most one COMPARE AND WRITE compares: it is held in memory.
 const MAX_COMPARE_BYTES: u32 = 128 << 10;
@@ -24,6 +25,9 @@ impl LogicalUnit {
         let command = Command::parse(cdb)?;
         if !self.offers(command.family()) {
             return Err(Sense::INVALID_OPCODE.into());
+        }
+        if self.is(Condition::UNREADY) && command.needs_medium() {
+            return Err(self.unready().into());
         }
         Ok(self.check(command)?)
     }
@@ -49,7 +53,7 @@ impl LogicalUnit {
                 let work = self.ranged(plain, blocks)?;
                 Ok(Work {
                     data_out: DataOut::Streamed(work.bytes),
-                    pace: self.flush_pace(fua),
+                    pace: self.flush_pace(fua || self.is(Condition::WRITE_THROUGH)),
                     ..work
                 })
             }
@@ -72,7 +76,7 @@ impl LogicalUnit {
                 Ok(Work {
                     // What is compared, then what is written.
                     data_out: DataOut::Gathered(2 * work.bytes),
-                    pace: self.flush_pace(fua),
+                    pace: self.flush_pace(fua || self.is(Condition::WRITE_THROUGH)),
                     ..work
                 })
             }
@@ -108,13 +112,21 @@ impl LogicalUnit {
                 start,
                 no_flush,
             } => {
-                // Nothing to load or eject: the medium is not removable.
                 if load_eject && power_condition == 0 {
-                    return Err(Sense::invalid_cdb_field(4, 1));
+                    self.check_removal()?;
                 }
                 let flushes = !start && power_condition == 0 && !no_flush;
                 Ok(Work {
                     pace: self.flush_pace(flushes),
+                    ..plain
+                })
+            }
+            Command::ModeSelect { ten: _, list_bytes } => {
+                if list_bytes > mode::MAX_LIST_BYTES {
+                    return Err(Sense::PARAMETER_LIST_LENGTH_ERROR);
+                }
+                Ok(Work {
+                    data_out: DataOut::Gathered(u64::from(list_bytes)),
                     ..plain
                 })
             }
@@ -175,6 +187,9 @@ impl LogicalUnit {
     fn check_writable(&self) -> Result<(), Sense> {
         match self.access() {
             Access::ReadOnly => Err(Sense::WRITE_PROTECTED),
+            Access::ReadWrite if self.is(Condition::PROTECTED) => {
+                Err(Sense::SOFTWARE_WRITE_PROTECTED)
+            }
             Access::ReadWrite => Ok(()),
         }
     }
@@ -219,7 +234,10 @@ impl LogicalUnit {
                 true => DataOut::None,
                 false => DataOut::Gathered(self.block_bytes()),
             },
-            pace: pace_of(bytes),
+            pace: match self.is(Condition::WRITE_THROUGH) {
+                true => Pace::Slow,
+                false => pace_of(bytes),
+            },
             ..work
         })
     }

@@ -7,6 +7,7 @@ use disk::Access;
 use super::{LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Command, Compare};
+use crate::conditions::Condition;
 use crate::provisioning::{lba_status, parse_unmap};
 use crate::{Refusal, Sense, inquiry, mode, opcodes, reports, truncated};
 
@@ -39,13 +40,14 @@ impl LogicalUnit {
                 };
                 inquiry::answer(self.identity(), &facts, page, allocation)?
             }
-            Command::ModeSense(asked) => {
-                let facts = mode::Facts {
-                    geometry: self.geometry,
-                    access: self.access(),
-                    durability: self.disk.durability(),
-                };
-                mode::sense(&asked, &facts)?
+            Command::ModeSense(asked) => mode::sense(&asked, &self.mode_facts())?,
+            Command::ModeSelect { ten, .. } => {
+                self.select_mode(nexus, ten, data)?;
+                vec![]
+            }
+            Command::PreventAllow { prevent } => {
+                nexus.prevent_removal(prevent);
+                vec![]
             }
             Command::ReadCapacity10 => self.capacity10(),
             Command::ReadCapacity16 { allocation } => truncated(self.capacity16(), allocation),
@@ -64,13 +66,27 @@ impl LogicalUnit {
                 allocation,
             } => reports::target_port_groups(extended, allocation),
             Command::ReadDefectData(asked) => reports::defects(&asked),
-            Command::Write { fua, .. } | Command::OrWrite { fua, .. } => self.flush_if(fua)?,
+            Command::Write { fua, .. } | Command::OrWrite { fua, .. } => self.flush_change(fua)?,
             Command::CompareAndWrite { fua, .. } => {
                 self.compare_and_write(work, data, &is_over)?;
-                self.flush_if(fua)?
+                self.flush_change(fua)?
             }
             Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true)?,
-            Command::StartStopUnit { .. } => self.flush_if(work.pace == Pace::Slow)?,
+            Command::StartStopUnit {
+                load_eject,
+                power_condition,
+                start,
+                ..
+            } => {
+                self.flush_if(work.pace == Pace::Slow)?;
+                if load_eject && power_condition == 0 && !is_over() {
+                    match start {
+                        true => self.load(nexus),
+                        false => self.eject(),
+                    }
+                }
+                vec![]
+            }
             Command::PreFetch(_) => {
                 let bytes = work.bytes.min(MAX_TRANSFER_BYTES);
                 self.disk.will_need(work.offset, bytes);
@@ -82,11 +98,11 @@ impl LogicalUnit {
             }
             Command::WriteSame { .. } => {
                 self.write_same(work, data, &is_over)?;
-                vec![]
+                self.flush_change(false)?
             }
             Command::Unmap { .. } => {
                 self.unmap_ranges(data, &is_over)?;
-                vec![]
+                self.flush_change(false)?
             }
             Command::TestUnitReady | Command::Read(_) => vec![],
             // Answered by the session, which knows all units.
@@ -99,6 +115,35 @@ impl LogicalUnit {
             self.disk.flush().map_err(Sense::while_writing)?;
         }
         Ok(vec![])
+    }
+
+    /// Flushes what a command has changed, if it has asked for that (FUA) or
+    /// every change is flushed (WCE off).
+    fn flush_change(&self, fua: bool) -> Result<Vec<u8>, Sense> {
+        self.flush_if(fua || self.is(Condition::WRITE_THROUGH))
+    }
+
+    fn mode_facts(&self) -> mode::Facts {
+        mode::Facts {
+            geometry: self.geometry,
+            access: self.access(),
+            durability: self.disk.durability(),
+            settings: self.state.conditions.now(),
+        }
+    }
+
+    /// Does what MODE SELECT's list says; every other nexus is told when that
+    /// is a change.
+    fn select_mode(&self, by: &Nexus, ten: bool, list: &[u8]) -> Result<(), Sense> {
+        let facts = self.mode_facts();
+        let settings = mode::select(ten, list, &facts)?;
+        if settings != facts.settings {
+            let conditions = &self.state.conditions;
+            conditions.replace(Condition::SETTINGS, settings);
+            let attentions = &self.state.attentions;
+            attentions.raise(Sense::MODE_PARAMETERS_CHANGED, Some(by));
+        }
+        Ok(())
     }
 
     fn verify(

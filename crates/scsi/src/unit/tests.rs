@@ -9,6 +9,7 @@ use super::*;
 use crate::Refusal;
 
 mod effects;
+mod nexuses;
 
 /// A thin disk in memory.
 struct Memory {
