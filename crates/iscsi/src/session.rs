@@ -368,13 +368,15 @@ impl<'t> Session<'t> {
         }
         let mut task = Task::new(pdu.itt, pdu.lun, (unit, nexus), work, pdu.expected_bytes);
         let offered = if pdu.writes { pdu.expected_bytes } else { 0 };
-        match unit.fit(&work, u64::from(offered)) {
-            Some(takes) if !(pdu.reads && pdu.writes) => {
-                task.wanted = u32::try_from(takes).unwrap_or(u32::MAX);
-            }
-            _ => {
+        let fits = match pdu.reads && pdu.writes {
+            true => Err(Sense::INVALID_FIELD_IN_COMMAND_IU), // no command does both
+            false => unit.fit(&work, u64::from(offered)),
+        };
+        match fits {
+            Ok(takes) => task.wanted = u32::try_from(takes).unwrap_or(u32::MAX),
+            Err(sense) => {
                 let failure = Failure {
-                    refusal: Sense::INVALID_FIELD_IN_COMMAND_IU.into(),
+                    refusal: sense.into(),
                     wanted: Some(task.wanted),
                 };
                 self.fail(&answered, failure, unit.sense_format(), out);

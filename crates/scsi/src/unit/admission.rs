@@ -154,25 +154,28 @@ impl LogicalUnit {
     }
 
     /// How much data-out a command takes when the initiator offers `offered`
-    /// bytes; `None` refuses (5/0E/03). Short of its length, a write takes
-    /// the whole blocks there are.
-    pub fn fit(&self, work: &Work, offered: u64) -> Option<u64> {
+    /// bytes. Short of its length, a write takes the whole blocks there are.
+    pub fn fit(&self, work: &Work, offered: u64) -> Result<u64, Sense> {
         let wanted = match work.data_out {
-            DataOut::None => return Some(0),
+            DataOut::None => 0,
             DataOut::Streamed(bytes) | DataOut::Gathered(bytes) => bytes,
         };
         match work.command {
-            // Exactly that, no more and no less.
-            Command::WriteSame { .. } | Command::CompareAndWrite { .. } => {
-                (offered == wanted).then_some(wanted)
+            // The length is the initiator's word for how much is compared.
+            Command::CompareAndWrite { .. } if offered != wanted => {
+                Err(Sense::invalid_cdb_field(13, 7))
             }
-            Command::Write { .. } | Command::OrWrite { .. } | Command::WriteAndVerify { .. } => {
-                match offered < wanted {
-                    true => Some(offered - offered % self.block_bytes()),
-                    false => Some(wanted),
-                }
+            // Exactly one block, no more and no less.
+            Command::WriteSame { .. } if wanted > 0 && offered != wanted => {
+                Err(Sense::INVALID_FIELD_IN_COMMAND_IU)
             }
-            _ => (offered >= wanted).then_some(wanted),
+            Command::Write { .. } | Command::OrWrite { .. } | Command::WriteAndVerify { .. }
+                if offered < wanted =>
+            {
+                Ok(offered - offered % self.block_bytes())
+            }
+            _ if offered < wanted => Err(Sense::INVALID_FIELD_IN_COMMAND_IU),
+            _ => Ok(wanted),
         }
     }
 

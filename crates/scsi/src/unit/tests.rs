@@ -290,13 +290,14 @@ fn a_short_offer_cuts_a_write_to_whole_blocks_and_refuses_write_same() {
     let lab = Lab::thin();
     let work = lab.unit.admit(&lab.nexus, &write10(0, 2)).unwrap();
     let takes = |offered| lab.unit.fit(&work, offered);
-    assert_eq!([0, 200, 512, 1000].map(takes), [0, 0, 512, 512].map(Some));
-    assert_eq!([1024, 9000].map(takes), [1024, 1024].map(Some));
+    assert_eq!([0, 200, 512, 1000].map(takes), [0, 0, 512, 512].map(Ok));
+    assert_eq!([1024, 9000].map(takes), [1024, 1024].map(Ok));
     let same = [0x41, 0, 0, 0, 0, 4, 0, 0, 3, 0];
     let work = lab.unit.admit(&lab.nexus, &same).unwrap();
-    assert_eq!(lab.unit.fit(&work, 512), Some(512));
-    assert_eq!(lab.unit.fit(&work, 256), None);
-    assert_eq!(lab.unit.fit(&work, 1024), None);
+    assert_eq!(lab.unit.fit(&work, 512), Ok(512));
+    let refusal = Sense::INVALID_FIELD_IN_COMMAND_IU;
+    assert_eq!(lab.unit.fit(&work, 256), Err(refusal));
+    assert_eq!(lab.unit.fit(&work, 1024), Err(refusal));
 }
 
 #[test]

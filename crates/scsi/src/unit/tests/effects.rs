@@ -97,13 +97,13 @@ fn compare_and_write_takes_twice_its_blocks_and_not_too_many() {
         let work = |count| on.lab.unit.admit(&on.lab.nexus, &cdb16(0x89, 0, 0, count));
         let two = work(2).unwrap();
         let bytes = u64::try_from(4 * on.block_bytes).unwrap();
-        assert_eq!(on.lab.unit.fit(&two, bytes), Some(bytes));
-        assert_eq!(on.lab.unit.fit(&two, bytes - 1), None);
-        assert_eq!(on.lab.unit.fit(&two, bytes + 1), None);
+        let refusal = Sense::invalid_cdb_field(13, 7);
+        assert_eq!(on.lab.unit.fit(&two, bytes), Ok(bytes));
+        assert_eq!(on.lab.unit.fit(&two, bytes - 1), Err(refusal));
+        assert_eq!(on.lab.unit.fit(&two, bytes + 1), Err(refusal));
         let most = max_compare_blocks(on.lab.unit.geometry.logical_block_bytes);
         assert!(work(most).is_ok());
         if most < 255 {
-            let refusal = Sense::invalid_cdb_field(13, 7);
             assert_eq!(work(most + 1).unwrap_err(), Refusal::from(refusal));
         }
     });
