@@ -2,10 +2,11 @@
 //! (SAM-5 section 5.14), one queue per I_T nexus.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::Sense;
+use crate::optical::MediaEvent;
 
 /// Most attentions that wait for one nexus; iPXE asks at most ten times
 /// whether a unit is ready before it gives up.
@@ -37,6 +38,7 @@ impl Nexus {
                 is_waiting: AtomicBool::new(true),
                 prevents_removal: AtomicBool::new(false),
                 queue: Mutex::new(VecDeque::from([first])),
+                media_event: AtomicU8::new(MediaEvent::None as u8),
             }),
         }
     }
@@ -51,6 +53,12 @@ impl Nexus {
     pub(crate) fn prevent_removal(&self, prevents: bool) {
         let state = &self.state.prevents_removal;
         state.store(prevents, Ordering::Release);
+    }
+
+    /// Takes what has happened to the medium since the last call.
+    pub(crate) fn take_media_event(&self) -> MediaEvent {
+        let none = MediaEvent::None as u8;
+        MediaEvent::from(self.state.media_event.swap(none, Ordering::AcqRel))
     }
 
     /// Takes the oldest attention, if one waits.
@@ -103,6 +111,14 @@ impl Attentions {
         }
     }
 
+    /// Tells every nexus what happened to the medium; an optical drive's asks.
+    pub(crate) fn tell(&self, event: MediaEvent) {
+        let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
+        for state in all.iter().filter_map(Weak::upgrade) {
+            state.media_event.store(event as u8, Ordering::Release);
+        }
+    }
+
     /// Raises `sense` for every nexus but `except`.
     pub(crate) fn raise(&self, sense: Sense, except: Option<&Nexus>) {
         let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,6 +142,8 @@ struct State {
     is_waiting: AtomicBool,
     prevents_removal: AtomicBool,
     queue: Mutex<VecDeque<Sense>>,
+    /// The [`MediaEvent`] that waits.
+    media_event: AtomicU8,
 }
 
 #[cfg(test)]

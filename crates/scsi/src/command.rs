@@ -3,7 +3,7 @@
 //! Past [`Command::parse`] no CDB byte is looked at again. What depends on
 //! the unit (its size, whether it can be written) is checked by the unit.
 
-use crate::{Sense, SenseFormat};
+use crate::{Device, Sense, SenseFormat, optical};
 
 /// A parsed command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,8 @@ pub enum Command {
     },
     /// READ DEFECT DATA(10) or (12).
     ReadDefectData(ReadDefects),
+    /// A command that only a CD or DVD drive knows.
+    Optical(optical::Command),
 }
 
 impl Command {
@@ -160,6 +162,8 @@ impl Command {
                 | Command::ReportSupportedOpcodes(_)
                 | Command::ReportSupportedFunctions { .. }
                 | Command::ReportTargetPortGroups { .. }
+                // Of these each knows for itself.
+                | Command::Optical(_)
         )
     }
 }
@@ -235,9 +239,14 @@ const PROTECT: u8 = 0xe0;
 const NACA: u8 = 0x04;
 
 impl Command {
-    /// Parses a CDB; `bytes` may be longer than the command (iSCSI always
-    /// carries 16).
+    /// Parses a CDB as a disk understands it; `bytes` may be longer than the
+    /// command (iSCSI always carries 16).
     pub fn parse(bytes: &[u8]) -> Result<Command, Sense> {
+        Command::parse_as(Device::Disk, bytes)
+    }
+
+    /// Parses a CDB as a device of this type understands it.
+    pub fn parse_as(device: Device, bytes: &[u8]) -> Result<Command, Sense> {
         let Some(&opcode) = bytes.first() else {
             return Err(Sense::INVALID_OPCODE);
         };
@@ -254,7 +263,10 @@ impl Command {
         let mut cdb = [0u8; 16];
         let given = bytes.len().min(length);
         cdb[..given].copy_from_slice(&bytes[..given]);
-        let command = Cdb(cdb).command()?;
+        let command = match device {
+            Device::Disk => Cdb(cdb).command()?,
+            Device::Optical => optical::parse(&cdb, || Cdb(cdb).command())?,
+        };
         if cdb[usize::from(control)] & NACA != 0 {
             return Err(Sense::invalid_cdb_field(control, 2));
         }

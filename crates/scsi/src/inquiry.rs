@@ -8,7 +8,7 @@ use crate::provisioning::MAX_UNMAP_DESCRIPTORS;
 use crate::provisioning::max_write_same_blocks;
 use crate::reports::{RELATIVE_TARGET_PORT, TARGET_PORT_GROUP};
 use crate::unit::{MAX_TRANSFER_BYTES, max_compare_blocks};
-use crate::{Medium, Sense, truncated};
+use crate::{Device, Medium, Sense, truncated};
 
 /// Vendor of every unit, 8 characters.
 const VENDOR: &[u8; 8] = b"DISKLESS";
@@ -58,6 +58,7 @@ impl Identity {
 
 /// What INQUIRY says beside the identity.
 pub(crate) struct Facts {
+    pub(crate) device: Device,
     pub(crate) geometry: Geometry,
     pub(crate) medium: Medium,
     pub(crate) is_thin: bool,
@@ -75,7 +76,7 @@ pub(crate) fn answer(
         Some(code) => {
             let body = vpd(identity, facts, code).ok_or(Sense::invalid_cdb_field(2, 7))?;
             let [high, low] = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
-            let mut data = vec![0, code, high, low];
+            let mut data = vec![facts.device.code(), code, high, low];
             data.extend_from_slice(&body);
             data
         }
@@ -85,20 +86,29 @@ pub(crate) fn answer(
 
 fn standard(identity: &Identity, facts: &Facts) -> Vec<u8> {
     let mut data = vec![0u8; 96];
-    data[0] = 0x00; // connected, direct access block device
+    data[0] = facts.device.code(); // connected
     if facts.medium == Medium::Removable {
         data[1] = 0x80; // RMB
     }
     data[2] = 0x06; // SPC-4
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = 96 - 5; // additional length
-    data[5] = 0x10; // TPGS: implicit
+    if facts.device == Device::Disk {
+        data[5] = 0x10; // TPGS: implicit
+    }
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
     padded(&mut data[16..32], &identity.product);
     padded(&mut data[32..36], "1");
-    // SAM-5, iSCSI, SPC-4, SBC-3
-    for (at, descriptor) in [0x00a0u16, 0x0960, 0x0460, 0x04c0].into_iter().enumerate() {
+    let commands = match facts.device {
+        Device::Disk => 0x04c0,    // SBC-3
+        Device::Optical => 0x04e0, // MMC-6
+    };
+    // SAM-5, iSCSI, SPC-4
+    for (at, descriptor) in [0x00a0u16, 0x0960, 0x0460, commands]
+        .into_iter()
+        .enumerate()
+    {
         data[58 + 2 * at..60 + 2 * at].copy_from_slice(&descriptor.to_be_bytes());
     }
     data
@@ -106,6 +116,7 @@ fn standard(identity: &Identity, facts: &Facts) -> Vec<u8> {
 
 fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
     Some(match code {
+        0x00 if facts.device == Device::Optical => vec![0x00, 0x80, 0x83, 0x86],
         0x00 => vec![0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2],
         0x80 => identity.serial_bytes(),
         0x83 => designators(identity),
@@ -114,6 +125,7 @@ fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
             body[1] = 0x01; // SIMPSUP
             body
         }
+        0xb0..=0xb2 if facts.device == Device::Optical => return None,
         0xb0 => block_limits(facts),
         0xb1 => {
             let mut body = vec![0u8; 0x3c];
@@ -189,6 +201,7 @@ mod tests {
     use super::*;
 
     const FACTS: Facts = Facts {
+        device: Device::Disk,
         geometry: Geometry {
             size_bytes: 1 << 20,
             logical_block_bytes: 512,

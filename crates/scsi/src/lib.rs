@@ -10,6 +10,7 @@ mod inquiry;
 mod luns;
 mod mode;
 mod opcodes;
+mod optical;
 mod provisioning;
 mod refusal;
 mod reports;

@@ -37,16 +37,16 @@ impl Command {
 }
 
 /// One command a unit knows.
-struct Opcode {
+pub(crate) struct Opcode {
     /// Operation code, also the first byte of the usage map.
-    code: u8,
-    service_action: Option<u16>,
+    pub(crate) code: u8,
+    pub(crate) service_action: Option<u16>,
     family: Family,
     /// Which CDB bits are looked at.
     usage: &'static [u8],
 }
 
-const fn plain(family: Family, usage: &'static [u8]) -> Opcode {
+pub(crate) const fn plain(family: Family, usage: &'static [u8]) -> Opcode {
     Opcode {
         code: usage[0],
         service_action: None,
@@ -55,7 +55,7 @@ const fn plain(family: Family, usage: &'static [u8]) -> Opcode {
     }
 }
 
-const fn action(service_action: u16, family: Family, usage: &'static [u8]) -> Opcode {
+pub(crate) const fn action(service_action: u16, family: Family, usage: &'static [u8]) -> Opcode {
     Opcode {
         service_action: Some(service_action),
         ..plain(family, usage)
@@ -116,7 +116,16 @@ pub(crate) fn report(
     asked: &ReportOpcodes,
     offers: impl Fn(Family) -> bool,
 ) -> Result<Vec<u8>, Sense> {
-    let known = || OPCODES.iter().filter(|known| offers(known.family));
+    report_of(OPCODES, asked, offers)
+}
+
+/// The same from another list, which ascends too.
+pub(crate) fn report_of(
+    list: &[Opcode],
+    asked: &ReportOpcodes,
+    offers: impl Fn(Family) -> bool,
+) -> Result<Vec<u8>, Sense> {
+    let known = || list.iter().filter(|known| offers(known.family));
     if asked.options == 0 {
         return Ok(all(known(), asked));
     }

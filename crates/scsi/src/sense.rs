@@ -31,6 +31,10 @@ impl Sense {
     pub const NONE: Sense = Sense::new(0x0, 0x00, 0x00);
     /// 2/3A/00.
     pub const MEDIUM_NOT_PRESENT: Sense = Sense::new(0x2, 0x3a, 0x00);
+    /// 2/3A/01: no medium, and the tray is closed.
+    pub const MEDIUM_NOT_PRESENT_TRAY_CLOSED: Sense = Sense::new(0x2, 0x3a, 0x01);
+    /// 2/3A/02: no medium, and the tray is open.
+    pub const MEDIUM_NOT_PRESENT_TRAY_OPEN: Sense = Sense::new(0x2, 0x3a, 0x02);
     /// 3/0C/00.
     pub const WRITE_ERROR: Sense = Sense::new(0x3, 0x0c, 0x00);
     /// 3/11/00.
@@ -51,10 +55,16 @@ impl Sense {
     pub const LOGICAL_UNIT_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x25, 0x00);
     /// 5/26/00.
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Sense = Sense::new(0x5, 0x26, 0x00);
+    /// 5/30/02: cannot read medium, incompatible format.
+    pub const INCOMPATIBLE_FORMAT: Sense = Sense::new(0x5, 0x30, 0x02);
     /// 5/39/00.
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x39, 0x00);
     /// 5/53/02.
     pub const MEDIUM_REMOVAL_PREVENTED: Sense = Sense::new(0x5, 0x53, 0x02);
+    /// 5/64/00.
+    pub const ILLEGAL_MODE_FOR_THIS_TRACK: Sense = Sense::new(0x5, 0x64, 0x00);
+    /// 5/6F/01: copy protection key exchange failure, key not present.
+    pub const KEY_NOT_PRESENT: Sense = Sense::new(0x5, 0x6f, 0x01);
     /// 6/28/00: not ready to ready, the medium may have changed.
     pub const MEDIUM_MAY_HAVE_CHANGED: Sense = Sense::new(0x6, 0x28, 0x00);
     /// 6/29/00: power on, reset, or a new session.

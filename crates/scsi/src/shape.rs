@@ -36,6 +36,16 @@ pub enum Device {
     Optical,
 }
 
+impl Device {
+    /// PERIPHERAL DEVICE TYPE.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Device::Disk => 0x00,
+            Device::Optical => 0x05,
+        }
+    }
+}
+
 /// Whether the medium can be taken out (RMB).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Medium {

@@ -14,7 +14,8 @@ use crate::attention::{Attentions, Nexus, NexusName};
 use crate::command::Command;
 use crate::conditions::{Condition, Conditions};
 use crate::opcodes::Family;
-use crate::{Device, Identity, Medium, Provisioning, Sense, SenseFormat, Shape};
+use crate::optical::MediaEvent;
+use crate::{Device, Identity, Medium, Provisioning, Sense, SenseFormat, Shape, optical};
 
 mod admission;
 mod execution;
@@ -119,18 +120,30 @@ impl LogicalUnit {
         LogicalUnit::shaped(disk, identity, Shape::default())
     }
 
-    /// A unit of any shape.
+    /// A unit of any shape. A disk of no bytes is none: the medium of a
+    /// removable unit is out.
     pub fn shaped(disk: SharedDisk, identity: Identity, shape: Shape) -> LogicalUnit {
+        let shape = match shape.device {
+            Device::Disk => shape,
+            Device::Optical => Shape {
+                medium: Medium::Removable,
+                access: Access::ReadOnly,
+                ..shape
+            },
+        };
+        let geometry = shown(disk.geometry(), shape.device);
+        let conditions = Conditions::default();
+        conditions.set(Condition::EJECTED, is_empty(geometry, shape));
         let state = State {
             identity,
             shape,
             attentions: Attentions::default(),
             resets: AtomicU64::new(0),
-            conditions: Conditions::default(),
+            conditions,
             exclusion: RwLock::new(()),
         };
         LogicalUnit {
-            geometry: disk.geometry(),
+            geometry,
             disk,
             has_lost_mapping: AtomicBool::new(false),
             state: Arc::new(state),
@@ -141,11 +154,16 @@ impl LogicalUnit {
     /// medium. Every nexus is told when its capacity is another one, or when
     /// the medium may be. Tasks under way go on over the disk they began with.
     pub fn with_disk(&self, disk: SharedDisk) -> LogicalUnit {
-        let geometry = disk.geometry();
+        let geometry = shown(disk.geometry(), self.shape().device);
         let attentions = &self.state.attentions;
-        if self.shape().medium == Medium::Removable {
-            self.state.conditions.set(Condition::EJECTED, false);
+        let conditions = &self.state.conditions;
+        if is_empty(geometry, self.shape()) {
+            conditions.set(Condition::EJECTED, true);
+            attentions.tell(MediaEvent::MediaRemoval);
+        } else if self.shape().medium == Medium::Removable {
+            conditions.set(Condition::EJECTED, false);
             attentions.raise(Sense::MEDIUM_MAY_HAVE_CHANGED, None);
+            attentions.tell(MediaEvent::NewMedia);
         } else if geometry != self.geometry {
             attentions.raise(Sense::CAPACITY_DATA_HAS_CHANGED, None);
         }
@@ -277,11 +295,17 @@ impl LogicalUnit {
     /// Whether the unit knows the commands of a family.
     fn offers(&self, family: Family) -> bool {
         match family {
+            // What a drive knows is decided when it is parsed.
+            _ if self.is_optical() => true,
             Family::Primary => true,
-            Family::Disk => self.shape().device == Device::Disk,
+            Family::Disk => true,
             Family::Removable => self.shape().medium == Medium::Removable,
-            Family::Thin => self.shape().device == Device::Disk && self.is_thin(),
+            Family::Thin => self.is_thin(),
         }
+    }
+
+    fn is_optical(&self) -> bool {
+        self.shape().device == Device::Optical
     }
 
     /// Whether initiators may give space back.
@@ -346,6 +370,25 @@ impl LogicalUnit {
             Some(first) => Err(Sense::miscompare_at(at + u64::try_from(first).unwrap_or(0))),
         }
     }
+}
+
+/// What a disk looks like through a device of this type: the blocks of a drive
+/// are of 2048 bytes whatever lies below, and what is less than one at its end
+/// is not shown.
+fn shown(disk: Geometry, device: Device) -> Geometry {
+    match device {
+        Device::Disk => disk,
+        Device::Optical => Geometry {
+            size_bytes: disk.size_bytes - disk.size_bytes % u64::from(optical::BLOCK_BYTES),
+            logical_block_bytes: optical::BLOCK_BYTES,
+            physical_block_bytes: optical::BLOCK_BYTES,
+        },
+    }
+}
+
+/// Whether what lies below a removable unit is no medium.
+fn is_empty(geometry: Geometry, shape: Shape) -> bool {
+    shape.medium == Medium::Removable && geometry.size_bytes == 0
 }
 
 #[cfg(test)]

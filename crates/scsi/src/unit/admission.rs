@@ -22,7 +22,7 @@ impl LogicalUnit {
         if !exempt && let Some(attention) = nexus.take() {
             return Err(attention.into());
         }
-        let command = Command::parse(cdb)?;
+        let command = Command::parse_as(self.shape().device, cdb)?;
         if !self.offers(command.family()) {
             return Err(Sense::INVALID_OPCODE.into());
         }
@@ -146,6 +146,10 @@ impl LogicalUnit {
                     ..plain
                 })
             }
+            Command::Optical(own) if own.list_bytes() > 0 => Ok(Work {
+                data_out: DataOut::Gathered(u64::from(own.list_bytes())),
+                ..plain
+            }),
             Command::GetLbaStatus { lba, .. } if lba >= self.block_count() => {
                 Err(Sense::LBA_OUT_OF_RANGE)
             }

@@ -9,7 +9,7 @@ use crate::attention::Nexus;
 use crate::command::{Command, Compare};
 use crate::conditions::Condition;
 use crate::provisioning::{lba_status, parse_unmap};
-use crate::{Refusal, Sense, inquiry, mode, opcodes, reports, truncated};
+use crate::{Refusal, Sense, inquiry, mode, opcodes, optical, reports, truncated};
 
 /// How much a long command does before it looks whether it was called off.
 const STEP_BYTES: u64 = 1 << 20;
@@ -34,11 +34,15 @@ impl LogicalUnit {
             }
             Command::Inquiry { page, allocation } => {
                 let facts = inquiry::Facts {
+                    device: self.shape().device,
                     geometry: self.geometry,
                     medium: self.shape().medium,
                     is_thin: self.is_thin(),
                 };
                 inquiry::answer(self.identity(), &facts, page, allocation)?
+            }
+            Command::ModeSense(asked) if self.is_optical() => {
+                optical::mode_sense(&asked, &self.drive())?
             }
             Command::ModeSense(asked) => mode::sense(&asked, &self.mode_facts())?,
             Command::ModeSelect { ten, .. } => {
@@ -53,6 +57,9 @@ impl LogicalUnit {
             Command::ReadCapacity16 { allocation } => truncated(self.capacity16(), allocation),
             Command::GetLbaStatus { lba, allocation } => {
                 truncated(lba_status(lba, self.block_count()), allocation)
+            }
+            Command::ReportSupportedOpcodes(asked) if self.is_optical() => {
+                opcodes::report_of(optical::OPCODES, &asked, |_| true)?
             }
             Command::ReportSupportedOpcodes(asked) => {
                 opcodes::report(&asked, |family| self.offers(family))?
@@ -105,6 +112,9 @@ impl LogicalUnit {
                 self.flush_change(false)?
             }
             Command::TestUnitReady | Command::Read(_) => vec![],
+            Command::Optical(command) => {
+                optical::answer(&command, &self.drive(), || nexus.take_media_event())?
+            }
             // Answered by the session, which knows all units.
             Command::ReportLuns { .. } => return Err(Sense::INTERNAL_TARGET_FAILURE.into()),
         })

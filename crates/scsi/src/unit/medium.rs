@@ -4,6 +4,7 @@
 use super::LogicalUnit;
 use crate::attention::Nexus;
 use crate::conditions::Condition;
+use crate::optical::{Disc, Drive, MediaEvent, Tray};
 use crate::{Medium, Sense};
 
 impl LogicalUnit {
@@ -20,21 +21,45 @@ impl LogicalUnit {
 
     /// Takes the medium out.
     pub(crate) fn eject(&self) {
-        self.state.conditions.set(Condition::EJECTED, true);
+        let before = self.state.conditions.set(Condition::EJECTED, true);
+        if !before.has(Condition::EJECTED) {
+            self.state.attentions.tell(MediaEvent::MediaRemoval);
+        }
     }
 
-    /// Puts the medium in; every other nexus is told.
+    /// Puts the medium in, if there is one; every other nexus is told.
     pub(crate) fn load(&self, by: &Nexus) {
+        if self.block_count() == 0 {
+            return;
+        }
         let before = self.state.conditions.set(Condition::EJECTED, false);
         if before.has(Condition::EJECTED) {
             let attentions = &self.state.attentions;
             attentions.raise(Sense::MEDIUM_MAY_HAVE_CHANGED, Some(by));
+            attentions.tell(MediaEvent::NewMedia);
         }
     }
 
     /// Why commands are kept from the medium.
     #[cold]
     pub(crate) fn unready(&self) -> Sense {
-        Sense::MEDIUM_NOT_PRESENT
+        match self.is_optical() {
+            true => self.drive().no_disc(),
+            false => Sense::MEDIUM_NOT_PRESENT,
+        }
+    }
+
+    /// An optical drive as it is now. An initiator that ejects the disc opens
+    /// the tray; a drive without a disc is closed.
+    pub(crate) fn drive(&self) -> Drive {
+        let is_out = self.is(Condition::EJECTED);
+        Drive {
+            disc: (!is_out).then(|| Disc::new(self.geometry.size_bytes)),
+            tray: match is_out && self.block_count() > 0 {
+                true => Tray::Open,
+                false => Tray::Closed,
+            },
+            is_locked: self.state.attentions.prevent_removal(),
+        }
     }
 }
