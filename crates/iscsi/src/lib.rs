@@ -23,6 +23,7 @@ mod wire;
 
 pub use name::{Iqn, NameError};
 pub use scsi::{Device, Identity, LogicalUnit, Medium, Provisioning, Shape, disk};
+pub use scsi::{ReservationFile, ReservationKeeper};
 pub use server::{Counters, Server, SessionId, SessionInfo, Sessions};
 pub use target::Target;
 

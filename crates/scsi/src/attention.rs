@@ -2,8 +2,8 @@
 //! (SAM-5 section 5.14), one queue per I_T nexus.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use crate::Sense;
 use crate::optical::MediaEvent;
@@ -39,6 +39,8 @@ impl Nexus {
                 prevents_removal: AtomicBool::new(false),
                 queue: Mutex::new(VecDeque::from([first])),
                 media_event: AtomicU8::new(MediaEvent::None as u8),
+                ended: AtomicU64::new(0),
+                gate: RwLock::new(()),
             }),
         }
     }
@@ -61,6 +63,26 @@ impl Nexus {
         MediaEvent::from(self.state.media_event.swap(none, Ordering::AcqRel))
     }
 
+    /// To be held while a task of this nexus changes the disk, and taken
+    /// before it is asked whether the task is void: who ends the tasks waits
+    /// for it.
+    pub fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        self.state
+            .gate
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often the tasks of this nexus have been ended by another.
+    pub(crate) fn ended(&self) -> u64 {
+        self.state.ended.load(Ordering::Acquire)
+    }
+
+    /// Tells later whether the nexus is still there.
+    pub(crate) fn presence(&self) -> Presence {
+        Presence(Arc::downgrade(&self.state))
+    }
+
     /// Takes the oldest attention, if one waits.
     pub(crate) fn take(&self) -> Option<Sense> {
         if !self.state.is_waiting.load(Ordering::Acquire) {
@@ -76,6 +98,15 @@ impl Nexus {
             .is_waiting
             .store(!queue.is_empty(), Ordering::Release);
         sense
+    }
+}
+
+/// Whether a nexus is still there.
+pub(crate) struct Presence(Weak<State>);
+
+impl Presence {
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.strong_count() > 0
     }
 }
 
@@ -119,6 +150,37 @@ impl Attentions {
         }
     }
 
+    /// The nexuses there are.
+    pub(crate) fn connected(&self) -> Vec<NexusName> {
+        let present = self.present(|_| true);
+        present.iter().map(|state| state.name.clone()).collect()
+    }
+
+    /// Raises `sense` for one nexus, if it is there.
+    pub(crate) fn raise_for(&self, name: &NexusName, sense: Sense) {
+        for state in self.present(|present| present == name) {
+            state.raise(sense);
+        }
+    }
+
+    /// Ends the tasks of some nexuses. When it returns, none of them touches
+    /// the disk any more.
+    pub(crate) fn end_tasks_of(&self, names: &[NexusName]) {
+        let states = self.present(|name| names.contains(name));
+        for state in &states {
+            state.ended.fetch_add(1, Ordering::AcqRel);
+        }
+        for state in &states {
+            drop(state.gate.write());
+        }
+    }
+
+    fn present(&self, which: impl Fn(&NexusName) -> bool) -> Vec<Arc<State>> {
+        let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = all.iter().filter_map(Weak::upgrade);
+        present.filter(|state| which(&state.name)).collect()
+    }
+
     /// Raises `sense` for every nexus but `except`.
     pub(crate) fn raise(&self, sense: Sense, except: Option<&Nexus>) {
         let all = self.nexuses.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,11 +188,7 @@ impl Attentions {
             if except.is_some_and(|nexus| Arc::ptr_eq(&nexus.state, &state)) {
                 continue;
             }
-            let mut queue = state.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            if queue.len() < MAX_WAITING && !queue.contains(&sense) {
-                queue.push_back(sense);
-            }
-            state.is_waiting.store(true, Ordering::Release);
+            state.raise(sense);
         }
     }
 }
@@ -144,6 +202,20 @@ struct State {
     queue: Mutex<VecDeque<Sense>>,
     /// The [`MediaEvent`] that waits.
     media_event: AtomicU8,
+    /// How often its tasks have been ended by another.
+    ended: AtomicU64,
+    /// Held while a task changes the disk.
+    gate: RwLock<()>,
+}
+
+impl State {
+    fn raise(&self, sense: Sense) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() < MAX_WAITING && !queue.contains(&sense) {
+            queue.push_back(sense);
+        }
+        self.is_waiting.store(true, Ordering::Release);
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Past [`Command::parse`] no CDB byte is looked at again. What depends on
 //! the unit (its size, whether it can be written) is checked by the unit.
 
+use crate::reservation::ReservationCommand;
 use crate::{Device, Sense, SenseFormat, optical};
 
 /// A parsed command.
@@ -118,6 +119,8 @@ pub enum Command {
         /// Allocation length.
         allocation: u32,
     },
+    /// PERSISTENT RESERVE IN and OUT, RESERVE, RELEASE.
+    Reservation(ReservationCommand),
     /// REPORT LUNS.
     ReportLuns {
         /// SELECT REPORT.
@@ -374,6 +377,9 @@ impl Cdb {
                 Command::Unmap {
                     list_bytes: self.u16_at(7),
                 }
+            }
+            0x16 | 0x17 | 0x56 | 0x57 | 0x5e | 0x5f => {
+                Command::Reservation(ReservationCommand::parse(cdb)?)
             }
             0x9e => match cdb[1] & 0x1f {
                 0x10 => Command::ReadCapacity16 {

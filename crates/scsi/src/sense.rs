@@ -57,6 +57,8 @@ impl Sense {
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Sense = Sense::new(0x5, 0x26, 0x00);
     /// 5/30/02: cannot read medium, incompatible format.
     pub const INCOMPATIBLE_FORMAT: Sense = Sense::new(0x5, 0x30, 0x02);
+    /// 5/26/04: not the scope and type that is held.
+    pub const INVALID_RELEASE_OF_PERSISTENT_RESERVATION: Sense = Sense::new(0x5, 0x26, 0x04);
     /// 5/39/00.
     pub const SAVING_PARAMETERS_NOT_SUPPORTED: Sense = Sense::new(0x5, 0x39, 0x00);
     /// 5/53/02.
@@ -67,12 +69,20 @@ impl Sense {
     pub const KEY_NOT_PRESENT: Sense = Sense::new(0x5, 0x6f, 0x01);
     /// 6/28/00: not ready to ready, the medium may have changed.
     pub const MEDIUM_MAY_HAVE_CHANGED: Sense = Sense::new(0x6, 0x28, 0x00);
+    /// 5/55/04: too many registered nexuses.
+    pub const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x04);
     /// 6/29/00: power on, reset, or a new session.
     pub const RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x00);
     /// 6/29/03: logical unit reset.
     pub const DEVICE_RESET_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x03);
     /// 6/2A/01.
     pub const MODE_PARAMETERS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x01);
+    /// 6/2A/03.
+    pub const RESERVATIONS_PREEMPTED: Sense = Sense::new(0x6, 0x2a, 0x03);
+    /// 6/2A/04.
+    pub const RESERVATIONS_RELEASED: Sense = Sense::new(0x6, 0x2a, 0x04);
+    /// 6/2A/05.
+    pub const REGISTRATIONS_PREEMPTED: Sense = Sense::new(0x6, 0x2a, 0x05);
     /// 6/2A/09.
     pub const CAPACITY_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x09);
     /// 6/2F/00.

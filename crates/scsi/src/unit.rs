@@ -15,6 +15,7 @@ use crate::command::Command;
 use crate::conditions::{Condition, Conditions};
 use crate::opcodes::Family;
 use crate::optical::MediaEvent;
+use crate::reservation::{ReservationKeeper, Reservations};
 use crate::{Device, Identity, Medium, Provisioning, Sense, SenseFormat, Shape, optical};
 
 mod admission;
@@ -40,6 +41,7 @@ struct State {
     identity: Identity,
     shape: Shape,
     attentions: Attentions,
+    reservations: Reservations,
     resets: AtomicU64,
     conditions: Conditions,
     /// Held shared while the disk is changed, and alone by what reads and
@@ -138,6 +140,7 @@ impl LogicalUnit {
             identity,
             shape,
             attentions: Attentions::default(),
+            reservations: Reservations::default(),
             resets: AtomicU64::new(0),
             conditions,
             exclusion: RwLock::new(()),
@@ -198,6 +201,7 @@ impl LogicalUnit {
 
     /// A new session's view of this unit.
     pub fn connect(&self, name: &NexusName) -> Nexus {
+        self.state.reservations.lose(name);
         self.state.attentions.connect(name)
     }
 
@@ -211,6 +215,7 @@ impl LogicalUnit {
         let attentions = &self.state.attentions;
         attentions.allow_removal();
         attentions.raise(Sense::DEVICE_RESET_OCCURRED, None);
+        self.state.reservations.reset();
     }
 
     /// Ends the tasks of every nexus and tells the others so (CLEAR TASK
@@ -225,6 +230,28 @@ impl LogicalUnit {
     /// How often all tasks of this unit have been made void.
     pub fn resets(&self) -> u64 {
         self.state.resets.load(Ordering::Acquire)
+    }
+
+    /// The same, and those of one nexus (PREEMPT AND ABORT).
+    pub(crate) fn resets_of(&self, nexus: &Nexus) -> u64 {
+        self.resets().wrapping_add(nexus.ended())
+    }
+
+    /// Whether somebody has ended a task of `nexus` since its admission:
+    /// nobody hears of it, and nothing of it may reach the disk any more.
+    pub fn is_void(&self, nexus: &Nexus, work: &Work) -> bool {
+        self.resets_of(nexus) != work.resets
+    }
+
+    /// Keeps reservations that are to outlive the server (APTPL) with
+    /// `keeper`, and goes on from what it saved last. For a unit that no
+    /// session has used; the error says what is wrong with `saved`.
+    pub fn keep_reservations(
+        &self,
+        keeper: Arc<dyn ReservationKeeper>,
+        saved: Option<&[u8]>,
+    ) -> Result<(), String> {
+        self.state.reservations.keep(keeper, saved)
     }
 
     /// Takes a piece of a streamed command's data, `offset` bytes into it.

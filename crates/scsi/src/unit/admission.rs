@@ -7,6 +7,7 @@ use crate::attention::Nexus;
 use crate::command::{Blocks, Command, Compare};
 use crate::conditions::Condition;
 use crate::provisioning::{MAX_UNMAP_LIST_BYTES, max_write_same_blocks};
+use crate::reservation::ReservationCommand;
 use crate::{Refusal, Sense, mode};
 
 /// The most one COMPARE AND WRITE compares: it is held in memory.
@@ -16,12 +17,15 @@ const SMALL_BYTES: u64 = 64 << 10;
 
 impl LogicalUnit {
     /// Checks a command, in the order SAM-5 section 5.14 and SPC-4 want: unit
-    /// attention, operation code, fields, write protection, range.
+    /// attention, reservations, operation code, fields, write protection, range.
     pub fn admit(&self, nexus: &Nexus, cdb: &[u8]) -> Result<Work, Refusal> {
+        // Before the check of reservations: who is preempted after it is void.
+        let resets = self.resets_of(nexus);
         let exempt = matches!(cdb.first(), Some(0x12 | 0xa0 | 0x03));
         if !exempt && let Some(attention) = nexus.take() {
             return Err(attention.into());
         }
+        self.state.reservations.admit(nexus, cdb)?;
         let command = Command::parse_as(self.shape().device, cdb)?;
         if !self.offers(command.family()) {
             return Err(Sense::INVALID_OPCODE.into());
@@ -29,7 +33,8 @@ impl LogicalUnit {
         if self.is(Condition::UNREADY) && command.needs_medium() {
             return Err(self.unready().into());
         }
-        Ok(self.check(command)?)
+        let work = self.check(command)?;
+        Ok(Work { resets, ..work })
     }
 
     /// Checks the fields of a command against the unit.
@@ -40,7 +45,7 @@ impl LogicalUnit {
             bytes: 0,
             data_out: DataOut::None,
             pace: Pace::AtOnce,
-            resets: self.resets(),
+            resets: 0,
         };
         match command {
             Command::Read(blocks) => {
@@ -148,6 +153,19 @@ impl LogicalUnit {
             }
             Command::Optical(own) if own.list_bytes() > 0 => Ok(Work {
                 data_out: DataOut::Gathered(u64::from(own.list_bytes())),
+                ..plain
+            }),
+            Command::Reservation(command) => Ok(Work {
+                data_out: match command {
+                    ReservationCommand::Out { list_bytes, .. } => {
+                        DataOut::Gathered(u64::from(list_bytes))
+                    }
+                    _ => DataOut::None,
+                },
+                pace: match self.state.reservations.is_slow(command) {
+                    true => Pace::Slow,
+                    false => Pace::AtOnce,
+                },
                 ..plain
             }),
             Command::GetLbaStatus { lba, .. } if lba >= self.block_count() => {

@@ -26,7 +26,9 @@ impl LogicalUnit {
         data: &[u8],
         called_off: &AtomicBool,
     ) -> Result<Vec<u8>, Refusal> {
-        let is_over = || called_off.load(Ordering::Relaxed) || self.resets() != work.resets;
+        // Who ends the tasks of this nexus waits until it lets go.
+        let _hold = work.finish_changes_disk().then(|| nexus.hold());
+        let is_over = || called_off.load(Ordering::Relaxed) || self.is_void(nexus, work);
         Ok(match work.command {
             Command::RequestSense { format, allocation } => {
                 let sense = nexus.take().unwrap_or(Sense::NONE);
@@ -110,6 +112,11 @@ impl LogicalUnit {
             Command::Unmap { .. } => {
                 self.unmap_ranges(data, &is_over)?;
                 self.flush_change(false)?
+            }
+            Command::Reservation(command) => {
+                let state = &self.state;
+                let (reservations, attentions) = (&state.reservations, &state.attentions);
+                reservations.perform(nexus, command, data, attentions)?
             }
             Command::TestUnitReady | Command::Read(_) => vec![],
             Command::Optical(command) => {
