@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::{Access, Disk, DiskError, SharedDisk};
+use crate::{Access, Allocation, Disk, DiskError, SharedDisk};
 
 type Maker<'a> = Box<dyn Fn() -> SharedDisk + 'a>;
 
@@ -45,6 +45,7 @@ impl<'a> Subject<'a> {
         a_range_that_leaves_the_disk_is_refused(&*disk);
         an_empty_range_is_fine(&*disk);
         segments_hold_what_read_answers(&*disk);
+        what_is_not_stored_reads_as_zeros(&*disk);
         if disk.access() == Access::ReadOnly {
             a_read_only_disk_refuses_every_write(&*disk);
             return;
@@ -55,6 +56,7 @@ impl<'a> Subject<'a> {
         fresh(random_operations_read_back_as_written);
         fresh(what_is_unmapped_reads_as_zeros);
         fresh(the_last_block_is_like_any_other);
+        fresh(what_was_written_is_never_told_deallocated);
         let disk = (self.make)();
         threads_never_see_each_others_blocks(&disk);
         drop(disk);
@@ -88,6 +90,8 @@ fn a_range_that_leaves_the_disk_is_refused(disk: &dyn Disk) {
             error => assert!(refused(error.map(|_| ())), "segments {offset}"),
         }
         assert!(segments.is_empty());
+        let extent = disk.extent(offset, bytes);
+        assert!(refused(extent.map(|_| ())), "extent {offset}");
         disk.will_need(offset, bytes);
         assert!(buffer.iter().all(|&b| b == 0xee), "a refused read wrote");
     }
@@ -169,6 +173,53 @@ fn what_is_unmapped_reads_as_zeros(disk: &dyn Disk) {
     let seen = contents(disk);
     assert_eq!(seen[5000], 1);
     assert_eq!(seen.iter().filter(|&&b| b != 0).count(), 1);
+}
+
+/// The extents of a range, which follow each other without gaps.
+fn extents(disk: &dyn Disk, offset: u64, bytes: u64) -> Vec<(u64, crate::Extent)> {
+    let (mut found, mut at) = (Vec::new(), offset);
+    while at < offset + bytes {
+        let left = offset + bytes - at;
+        let extent = disk.extent(at, left).unwrap();
+        assert!((1..=left).contains(&extent.bytes), "extent at {at}");
+        found.push((at, extent));
+        at += extent.bytes;
+    }
+    found
+}
+
+fn what_is_not_stored_reads_as_zeros(disk: &dyn Disk) {
+    for (offset, extent) in extents(disk, 0, disk.geometry().size_bytes) {
+        if extent.allocation == Allocation::Deallocated {
+            expect(
+                disk,
+                offset,
+                &vec![0; usize::try_from(extent.bytes).unwrap()],
+            );
+        }
+    }
+}
+
+fn what_was_written_is_never_told_deallocated(disk: &dyn Disk) {
+    let is_stored = |offset, bytes| {
+        let found = extents(disk, offset, bytes);
+        found
+            .iter()
+            .all(|(_, e)| e.allocation == Allocation::Mapped)
+    };
+    disk.unmap(0, 256 << 10).unwrap();
+    for (offset, bytes) in [(0, 1), (9000, 700), (65_536, 4096), (131_000, 9000)] {
+        disk.write(offset, &vec![0; usize::try_from(bytes).unwrap()])
+            .unwrap();
+        assert!(is_stored(offset, bytes), "{offset}+{bytes}, even of zeros");
+    }
+    // Nor because a neighbour was unmapped, whole blocks or parts of them.
+    disk.unmap(9700, 50_000).unwrap();
+    disk.unmap(69_632, 4096).unwrap();
+    assert!(is_stored(9000, 700) && is_stored(65_536, 4096));
+    disk.flush().unwrap();
+    assert!(is_stored(9000, 700) && is_stored(131_000, 9000));
+    what_is_not_stored_reads_as_zeros(disk);
 }
 
 fn the_last_block_is_like_any_other(disk: &dyn Disk) {

@@ -84,6 +84,25 @@ pub trait Disk: Send + Sync {
         Ok(false)
     }
 
+    /// How far from `offset` on, and at most for `bytes` bytes, the disk stores
+    /// something, or nothing: at least one byte of a range that is not empty.
+    ///
+    /// Bytes of which nothing is stored read as zeros, and were not written
+    /// since they were last unmapped.
+    fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {
+        range::check(offset, bytes, self.geometry().size_bytes)?;
+        Ok(Extent {
+            bytes,
+            allocation: Allocation::Mapped,
+        })
+    }
+
+    /// The longest `write` that is all or nothing, for every reader and after
+    /// every kind of death the disk survives; 0 when there is no such promise.
+    fn atomic_write_bytes(&self) -> u64 {
+        0
+    }
+
     /// Says that a range will be read soon; starts read-ahead, never waits.
     fn will_need(&self, offset: u64, bytes: u64) {
         let _ = (offset, bytes);
@@ -103,6 +122,24 @@ pub struct Geometry {
     /// The unit that is written without a read before it; a multiple of
     /// `logical_block_bytes`.
     pub physical_block_bytes: u32,
+}
+
+/// A stretch of a disk that is alike in what is stored for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its length.
+    pub bytes: u64,
+    /// Whether anything is stored for it.
+    pub allocation: Allocation,
+}
+
+/// Whether anything is stored for some bytes of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocation {
+    /// They are stored, or may be.
+    Mapped,
+    /// Nothing is; they read as zeros.
+    Deallocated,
 }
 
 /// Whether a disk can be written.

@@ -17,7 +17,9 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
 
 use crate::health::{Health, trouble};
-use crate::{Access, Disk, DiskError, Durability, Geometry, Segment, files, range};
+use crate::{
+    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, Segment, files, range,
+};
 
 /// A raw file or block device.
 #[derive(Debug)]
@@ -234,6 +236,31 @@ impl Disk for Raw {
         Ok(true)
     }
 
+    fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {
+        range::check(offset, bytes, self.geometry.size_bytes)?;
+        let end = offset + bytes;
+        let data = match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => end, // a hole up to the end
+            Err(_) => offset,                    // no holes are told here
+        };
+        if data > offset {
+            return Ok(Extent {
+                bytes: data.min(end) - offset,
+                allocation: Allocation::Deallocated,
+            });
+        }
+        let hole = seek(&self.file, SeekFrom::Hole(offset)).unwrap_or(end);
+        let bytes = match hole > offset {
+            true => hole.min(end) - offset,
+            false => bytes, // the file changed between the two questions
+        };
+        Ok(Extent {
+            bytes,
+            allocation: Allocation::Mapped,
+        })
+    }
+
     fn will_need(&self, offset: u64, bytes: u64) {
         if let Some(mapping) = &self.mapping
             && let Ok(range) = range::in_memory(offset, bytes, self.geometry.size_bytes)
@@ -314,5 +341,11 @@ mod tests {
         let before = blocks();
         disk.unmap(64 << 10, 512 << 10).unwrap();
         assert!(blocks() + 1000 <= before);
+        let extent = disk.extent(64 << 10, 600 << 10).unwrap();
+        let hole = Extent {
+            bytes: 512 << 10,
+            allocation: Allocation::Deallocated,
+        };
+        assert_eq!(extent, hole);
     }
 }

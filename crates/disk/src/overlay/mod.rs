@@ -19,7 +19,7 @@ use self::store::Store;
 use crate::files::Files;
 use crate::health::trouble;
 use crate::{
-    Access, BaseId, Disk, DiskError, Durability, Geometry, OpenError, Segment, SharedDisk,
+    Access, BaseId, Disk, DiskError, Durability, Extent, Geometry, OpenError, Segment, SharedDisk,
 };
 
 mod head;
@@ -301,6 +301,10 @@ impl Disk for Overlay {
         segments: &mut Vec<Segment<'a>>,
     ) -> Result<bool, DiskError> {
         self.store.segments(offset, bytes, segments)
+    }
+
+    fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {
+        self.store.extent(offset, bytes)
     }
 
     fn will_need(&self, offset: u64, bytes: u64) {

@@ -114,6 +114,24 @@ fn an_overlay_sends_all_of_its_bytes_from_mappings() {
 }
 
 #[test]
+fn extents_tell_the_image_the_overlay_and_the_holes_of_both() {
+    use crate::Allocation::{Deallocated, Mapped};
+    let site = Site::new();
+    let overlay = site.create(OverlayMode::Keep);
+    overlay.write(8192, &[9; 8192]).unwrap();
+    overlay.unmap(32_768, 65_536).unwrap();
+    let extent = |offset| {
+        let found = overlay.extent(offset, SIZE - offset).unwrap();
+        (found.bytes, found.allocation)
+    };
+    assert_eq!(extent(0), (8192, Mapped), "the image");
+    assert_eq!(extent(9000), (16_384 - 9000, Mapped), "our own");
+    assert_eq!(extent(32_768), (65_536, Deallocated));
+    assert_eq!(extent(40_960), (57_344, Deallocated));
+    assert_eq!(extent(98_304), (SIZE - 98_304, Mapped));
+}
+
+#[test]
 fn a_write_leaves_the_golden_image_and_other_overlays_untouched() {
     let site = Site::new();
     for mode in BOTH {

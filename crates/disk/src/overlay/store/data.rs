@@ -13,7 +13,7 @@ use super::super::{OverlayMode, check_retired};
 use super::Store;
 use crate::health::trouble;
 use crate::zeros::zeros;
-use crate::{DiskError, Durability, Segment, range};
+use crate::{Allocation, DiskError, Durability, Extent, Segment, range};
 
 /// Bytes whose marks share a stripe's lock.
 const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
@@ -66,6 +66,29 @@ impl Store {
             segments.truncate(before);
         }
         answer
+    }
+
+    pub(in crate::overlay) fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {
+        let mut found = Extent {
+            bytes: 0,
+            allocation: Allocation::Mapped,
+        };
+        self.runs(offset, bytes, |mark, run| {
+            let bytes = run.end - run.start;
+            found = match mark {
+                Mark::Below => self.base.extent(run.start, bytes)?,
+                Mark::Own => Extent {
+                    bytes,
+                    allocation: Allocation::Mapped,
+                },
+                Mark::Zero => Extent {
+                    bytes,
+                    allocation: Allocation::Deallocated,
+                },
+            };
+            Ok(false) // the first run is all
+        })?;
+        Ok(found)
     }
 
     pub(in crate::overlay) fn will_need(&self, offset: u64, bytes: u64) {
