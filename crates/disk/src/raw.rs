@@ -33,6 +33,9 @@ pub struct Raw {
     health: Health,
 }
 
+/// Blocks of a CD or DVD.
+const DISC_BLOCK_BYTES: u32 = 2048;
+
 /// How to open a raw file.
 #[derive(Clone, Copy, Debug)]
 pub struct RawOptions {
@@ -58,7 +61,9 @@ impl Raw {
     /// Opens a file or block device.
     ///
     /// Refuses when the size is not a whole number of blocks, or when another
-    /// opener holds a lock that excludes this one.
+    /// opener holds a lock that excludes this one. Of a disc (read-only, blocks
+    /// of 2048) what is less than a block at its end is left out: no file
+    /// system of a disc can hold it.
     pub fn open_with(path: &Path, options: RawOptions) -> Result<Raw, DiskError> {
         let context = |what: &str| format!("{what} {}", path.display());
         let writable = options.access == Access::ReadWrite;
@@ -115,8 +120,18 @@ impl Raw {
                 ),
             ));
         }
-        let size_bytes =
+        let mut size_bytes =
             seek(&file, SeekFrom::End(0)).map_err(|e| trouble(context("measuring"), e.into()))?;
+        let rest = size_bytes % u64::from(logical);
+        let is_disc = logical == DISC_BLOCK_BYTES && !writable;
+        if is_disc && rest != 0 && size_bytes > rest {
+            tracing::warn!(
+                path = %path.display(),
+                left_out_bytes = rest,
+                "not a whole number of blocks of {logical}: is it cut off?"
+            );
+            size_bytes -= rest;
+        }
         if size_bytes % u64::from(logical) != 0 {
             return Err(DiskError::Corrupt(format!(
                 "{} has {size_bytes} bytes, not a whole number of blocks of {logical}: \
@@ -324,6 +339,22 @@ mod tests {
         let file = file_of(&[0; 1000]);
         let error = Raw::open(file.path(), Access::ReadOnly).err().unwrap();
         assert!(error.to_string().contains("1000 bytes"), "{error}");
+    }
+
+    #[test]
+    fn the_end_of_a_disc_that_is_no_whole_block_is_left_out() {
+        let open = |bytes: usize, access| {
+            let file = file_of(&vec![7; bytes]);
+            let options = RawOptions {
+                access,
+                logical_block_bytes: Some(2048),
+            };
+            let disk = Raw::open_with(file.path(), options);
+            disk.map(|disk| disk.geometry().size_bytes)
+        };
+        assert_eq!(open(5000, Access::ReadOnly).unwrap(), 4096);
+        assert!(open(5000, Access::ReadWrite).is_err());
+        assert!(open(2047, Access::ReadOnly).is_err());
     }
 
     #[test]
