@@ -1,7 +1,9 @@
-//! Giving space back: UNMAP's list and the limits of WRITE SAME (SBC-3
-//! sections 4.7, 5.28 and 5.42).
+//! Giving space back: UNMAP's list, the limits of WRITE SAME, and what GET LBA
+//! STATUS tells (SBC-3 sections 4.7, 5.9, 5.28 and 5.42).
 
-use crate::Sense;
+use disk::{Allocation, Disk, DiskError, Extent};
+
+use crate::{Sense, truncated};
 
 /// Most blocks one UNMAP names.
 pub(crate) const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
@@ -67,15 +69,67 @@ pub(crate) fn parse_unmap(list: &[u8], block_count: u64) -> Result<Vec<UnmapRang
     Ok(ranges)
 }
 
-/// The data of GET LBA STATUS: everything from `lba` on is "mapped or
-/// unknown" (SBC-4 table 60), for no disk is asked what it holds.
-pub(crate) fn lba_status(lba: u64, block_count: u64) -> Vec<u8> {
-    let mut data = vec![0, 0, 0, 20, 0, 0, 0, 0]; // parameter data length
-    let blocks = u32::try_from(block_count - lba).unwrap_or(u32::MAX);
-    data.extend_from_slice(&lba.to_be_bytes());
-    data.extend_from_slice(&blocks.to_be_bytes());
-    data.extend_from_slice(&[0, 0, 0, 0]); // provisioning status: mapped or unknown
-    data
+/// Most stretches of a disk that one GET LBA STATUS looks at.
+const MAX_EXTENTS: usize = 4096;
+
+/// The data of GET LBA STATUS from `lba` on: stretches that differ from their
+/// neighbours, as many as there is room for, at least one.
+pub(crate) fn lba_status(
+    disk: &dyn Disk,
+    is_thin: bool,
+    lba: u64,
+    allocation: u32,
+) -> Result<Vec<u8>, DiskError> {
+    let geometry = disk.geometry();
+    let block_bytes = u64::from(geometry.logical_block_bytes);
+    let room = usize::try_from(allocation.saturating_sub(8) / 16).unwrap_or(usize::MAX);
+    let mut found: Vec<(u64, u64, Allocation)> = Vec::new(); // offset, bytes
+    let mut offset = lba * block_bytes;
+    for _ in 0..MAX_EXTENTS {
+        let left = geometry.size_bytes - offset;
+        if left == 0 {
+            break;
+        }
+        let extent = match is_thin {
+            true => disk.extent(offset, left)?,
+            false => Extent {
+                bytes: left,
+                allocation: Allocation::Mapped,
+            },
+        };
+        // A block of which something is stored is mapped.
+        let whole = extent.bytes - extent.bytes % block_bytes;
+        let (bytes, state) = match extent.allocation {
+            Allocation::Deallocated if whole > 0 => (whole, Allocation::Deallocated),
+            _ => (
+                extent.bytes.next_multiple_of(block_bytes),
+                Allocation::Mapped,
+            ),
+        };
+        let is_full = found.len() > room;
+        match found.last_mut() {
+            Some((_, so_far, same)) if *same == state => *so_far += bytes,
+            _ if is_full => break,
+            _ => found.push((offset, bytes, state)),
+        }
+        offset += bytes;
+    }
+    // One was looked at to see where the last ends.
+    found.truncate(room.max(1));
+    let mut data = vec![0; 8];
+    for (offset, bytes, state) in found {
+        let blocks = u32::try_from(bytes / block_bytes).unwrap_or(u32::MAX);
+        data.extend_from_slice(&(offset / block_bytes).to_be_bytes());
+        data.extend_from_slice(&blocks.to_be_bytes());
+        let status = u8::from(state == Allocation::Deallocated);
+        data.extend_from_slice(&[status, 0, 0, 0]); // provisioning status
+        if blocks == u32::MAX {
+            break; // what follows would leave a gap
+        }
+    }
+    let length = u32::try_from(data.len() - 4).unwrap_or(u32::MAX);
+    data[..4].copy_from_slice(&length.to_be_bytes()); // parameter data length
+    Ok(truncated(data, allocation))
 }
 
 #[cfg(test)]
@@ -86,6 +140,54 @@ mod tests {
     const LIST: [u8; 24] = [
         0x00, 0x16, 0x00, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x64, 0, 0, 0, 8, 0, 0, 0, 0,
     ];
+
+    /// First block, blocks and status of every descriptor.
+    fn status(disk: &dyn Disk, is_thin: bool, lba: u64, room: u32) -> Vec<(u64, u32, u8)> {
+        let data = lba_status(disk, is_thin, lba, 8 + 16 * room).unwrap();
+        let length = u32::from_be_bytes(data[..4].try_into().unwrap());
+        assert_eq!(usize::try_from(length).unwrap(), data.len() - 4);
+        let (descriptors, []) = data[8..].as_chunks::<16>() else {
+            panic!("half a descriptor");
+        };
+        let one = |d: &[u8; 16]| {
+            let lba = u64::from_be_bytes(d[..8].try_into().unwrap());
+            let blocks = u32::from_be_bytes(d[8..12].try_into().unwrap());
+            (lba, blocks, d[12])
+        };
+        descriptors.iter().map(one).collect()
+    }
+
+    #[test]
+    fn what_is_stored_is_mapped_and_the_rest_deallocated() {
+        for block_bytes in [512, 4096, 8192] {
+            let disk = disk::Ram::new(1 << 20).with_block_bytes(block_bytes, block_bytes);
+            let per_block = u64::from(block_bytes);
+            let blocks = u32::try_from((1 << 20) / per_block).unwrap();
+            assert_eq!(status(&disk, true, 0, 9), [(0, blocks, 1)]);
+            disk.write(64 << 10, &[1; 8192]).unwrap();
+            disk.write(72 << 10, &[1; 8192]).unwrap();
+            let at = (64 << 10) / per_block;
+            let first = u32::try_from(at).unwrap();
+            let stored = u32::try_from(16_384 / per_block).unwrap();
+            let behind = at + u64::from(stored);
+            let rest = blocks - first - stored;
+            let all = [(0, first, 1), (at, stored, 0), (behind, rest, 1)];
+            assert_eq!(status(&disk, true, 0, 9), all);
+            assert_eq!(status(&disk, true, 0, 2), all[..2]);
+            assert_eq!(status(&disk, true, at + 1, 1), [(at + 1, stored - 1, 0)]);
+            assert_eq!(status(&disk, false, 1, 9), [(1, blocks - 1, 0)]);
+        }
+    }
+
+    #[test]
+    fn a_block_that_is_stored_in_part_is_mapped() {
+        let disk = disk::Ram::new(1 << 20).with_block_bytes(8192, 8192);
+        disk.write(8192 + 4096, &[1]).unwrap();
+        assert_eq!(
+            status(&disk, true, 0, 9),
+            [(0, 1, 1), (1, 1, 0), (2, 126, 1)]
+        );
+    }
 
     #[test]
     fn a_list_of_one_range_is_read() {

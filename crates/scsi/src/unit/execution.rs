@@ -58,7 +58,7 @@ impl LogicalUnit {
             Command::ReadCapacity10 => self.capacity10(),
             Command::ReadCapacity16 { allocation } => truncated(self.capacity16(), allocation),
             Command::GetLbaStatus { lba, allocation } => {
-                truncated(lba_status(lba, self.block_count()), allocation)
+                lba_status(&*self.disk, self.is_thin(), lba, allocation).map_err(Sense::from)?
             }
             Command::ReportSupportedOpcodes(asked) if self.is_optical() => {
                 opcodes::report_of(optical::OPCODES, &asked, |_| true)?
