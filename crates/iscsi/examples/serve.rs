@@ -1,7 +1,10 @@
 //! Serves one disk over iSCSI: for judges and for trying.
 //!
 //! `serve [--listen ADDR:PORT] [--iqn NAME] [--chap NAME:SECRET] [--thick]
-//! [--read-only] [--removable] (FILE | --ram MIB)`
+//! [--read-only] [--removable] [--copy] (FILE | --ram MIB)`
+//!
+//! With `--copy` nothing is sent from where it lies mapped. Memory is then a
+//! [`disk::Ram`], whose writes are all or nothing (WRITE ATOMIC).
 
 // The file is mapped, so that its bytes are sent without a copy.
 #![allow(unsafe_code)]
@@ -13,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use disk::{Access, Disk, DiskError, Durability, Geometry, Segment};
+use disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Segment, SharedDisk};
 use iscsi::{
     Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Medium,
     Provisioning, Secret, Server, Shape, Target, Targets,
@@ -28,8 +31,15 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let options = Options::parse()?;
+    let disk: SharedDisk = match options.ram_mib {
+        Some(mib) if options.copies && options.file.is_none() => {
+            let bytes = usize::try_from(mib << 20).map_err(|e| e.to_string())?;
+            Arc::new(Ram::new(bytes))
+        }
+        _ => Arc::new(Mapped::open(&options)?),
+    };
     let unit = LogicalUnit::shaped(
-        Arc::new(Mapped::open(&options)?),
+        disk,
         Identity::new(*b"serve-one-disk-1", "EXAMPLE"),
         options.shape,
     );

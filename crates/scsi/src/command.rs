@@ -87,6 +87,15 @@ pub enum Command {
         /// Answered only when durable.
         fua: bool,
     },
+    /// WRITE ATOMIC(16).
+    WriteAtomic {
+        /// What is written, all or nothing.
+        blocks: Blocks,
+        /// Where it may be split; 0 nowhere.
+        boundary: u16,
+        /// Answered only when durable.
+        fua: bool,
+    },
     /// VERIFY of any length of CDB.
     Verify {
         /// What is verified.
@@ -336,6 +345,14 @@ impl Cdb {
             },
             0x8b => Command::OrWrite {
                 blocks: self.protected_blocks()?,
+                fua: cdb[1] & FUA != 0,
+            },
+            0x9c => Command::WriteAtomic {
+                blocks: Blocks {
+                    count: u32::from(self.u16_at(12)),
+                    ..self.protected_blocks()?
+                },
+                boundary: self.u16_at(10),
                 fua: cdb[1] & FUA != 0,
             },
             0x2e | 0x8e | 0xae => {

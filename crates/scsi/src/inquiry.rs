@@ -61,6 +61,7 @@ pub(crate) struct Facts {
     pub(crate) device: Device,
     pub(crate) geometry: Geometry,
     pub(crate) medium: Medium,
+    pub(crate) max_atomic_bytes: u64,
     pub(crate) is_thin: bool,
 }
 
@@ -177,6 +178,7 @@ fn block_limits(facts: &Facts) -> Vec<u8> {
     }
     let write_same = max_write_same_blocks(facts.is_thin, facts.geometry.logical_block_bytes);
     put(36, &write_same.to_be_bytes()); // maximum write same length
+    put(44, &blocks(facts.max_atomic_bytes).to_be_bytes()); // maximum atomic transfer length
     page.split_off(4)
 }
 
@@ -208,6 +210,7 @@ mod tests {
             physical_block_bytes: 4096,
         },
         medium: Medium::Fixed,
+        max_atomic_bytes: 0,
         is_thin: true,
     };
 

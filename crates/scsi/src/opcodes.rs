@@ -13,6 +13,8 @@ pub(crate) enum Family {
     Disk,
     /// Known to disks that give space back.
     Thin,
+    /// Known to disks whose writes can be all or nothing.
+    Atomic,
     /// Known to units whose medium can be taken out.
     Removable,
 }
@@ -31,6 +33,7 @@ impl Command {
             | Command::ReportSupportedOpcodes(_)
             | Command::ReportSupportedFunctions { .. } => Family::Primary,
             Command::Unmap { .. } => Family::Thin,
+            Command::WriteAtomic { .. } => Family::Atomic,
             Command::PreventAllow { .. } => Family::Removable,
             _ => Family::Disk,
         }
@@ -63,7 +66,7 @@ pub(crate) const fn action(service_action: u16, family: Family, usage: &'static 
     }
 }
 
-use Family::{Disk, Primary, Removable, Thin};
+use Family::{Atomic, Disk, Primary, Removable, Thin};
 
 /// All of them, ascending. A command is known when it stands here *and*
 /// [`Command`](crate::Command) parses it: a test compares the two.
@@ -115,6 +118,7 @@ const OPCODES: &[Opcode] = &[
     plain(Disk, &[0x90, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     plain(Disk, &[0x91, 0x02, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     plain(Disk, &[0x93, 0x09, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
+    plain(Atomic, &[0x9c, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     action(0x10, Disk, &[0x9e, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     action(0x12, Disk, &[0x9e, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]),
     plain(Primary, &[0xa0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0]),

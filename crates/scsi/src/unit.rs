@@ -27,6 +27,10 @@ pub(crate) use admission::max_compare_blocks;
 /// MAXIMUM TRANSFER LENGTH: the most one READ, WRITE or VERIFY moves.
 pub const MAX_TRANSFER_BYTES: u64 = 32 << 20;
 
+/// MAXIMUM ATOMIC TRANSFER LENGTH, where the disk promises so much: it is held
+/// in memory.
+const MAX_ATOMIC_BLOCKS: u64 = 256;
+
 /// A disk that answers commands.
 pub struct LogicalUnit {
     disk: SharedDisk,
@@ -90,7 +94,10 @@ impl Work {
     pub fn finish_changes_disk(&self) -> bool {
         matches!(
             self.command,
-            Command::WriteSame { .. } | Command::Unmap { .. } | Command::CompareAndWrite { .. }
+            Command::WriteSame { .. }
+                | Command::Unmap { .. }
+                | Command::CompareAndWrite { .. }
+                | Command::WriteAtomic { .. }
         )
     }
 }
@@ -326,6 +333,7 @@ impl LogicalUnit {
             _ if self.is_optical() => true,
             Family::Primary => true,
             Family::Disk => true,
+            Family::Atomic => self.shape().device == Device::Disk && self.max_atomic_bytes() > 0,
             Family::Removable => self.shape().medium == Medium::Removable,
             Family::Thin => self.is_thin(),
         }
@@ -333,6 +341,13 @@ impl LogicalUnit {
 
     fn is_optical(&self) -> bool {
         self.shape().device == Device::Optical
+    }
+
+    /// The longest WRITE ATOMIC.
+    fn max_atomic_bytes(&self) -> u64 {
+        let limit = MAX_ATOMIC_BLOCKS * self.block_bytes();
+        let atomic = self.disk.atomic_write_bytes().min(limit);
+        atomic - atomic % self.block_bytes()
     }
 
     /// Whether initiators may give space back.

@@ -85,6 +85,25 @@ impl LogicalUnit {
                     ..work
                 })
             }
+            Command::WriteAtomic {
+                blocks,
+                boundary,
+                fua,
+            } => {
+                self.check_writable()?;
+                let work = self.ranged(plain, blocks)?;
+                if work.bytes > self.max_atomic_bytes() {
+                    return Err(Sense::invalid_cdb_field(12, 7));
+                }
+                if boundary != 0 {
+                    return Err(Sense::invalid_cdb_field(10, 7));
+                }
+                Ok(Work {
+                    data_out: DataOut::Gathered(work.bytes),
+                    pace: self.flush_pace(fua || self.is(Condition::WRITE_THROUGH)),
+                    ..work
+                })
+            }
             Command::Verify { blocks, compare } => {
                 let work = self.ranged(plain, blocks)?;
                 let data_out = match compare {

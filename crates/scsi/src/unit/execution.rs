@@ -39,6 +39,7 @@ impl LogicalUnit {
                     device: self.shape().device,
                     geometry: self.geometry,
                     medium: self.shape().medium,
+                    max_atomic_bytes: self.max_atomic_bytes(),
                     is_thin: self.is_thin(),
                 };
                 inquiry::answer(self.identity(), &facts, page, allocation)?
@@ -78,6 +79,10 @@ impl LogicalUnit {
             Command::Write { fua, .. } | Command::OrWrite { fua, .. } => self.flush_change(fua)?,
             Command::CompareAndWrite { fua, .. } => {
                 self.compare_and_write(work, data, &is_over)?;
+                self.flush_change(fua)?
+            }
+            Command::WriteAtomic { fua, .. } => {
+                self.write_atomic(work, data, &is_over)?;
                 self.flush_change(fua)?
             }
             Command::WriteAndVerify { .. } | Command::SynchronizeCache(_) => self.flush_if(true)?,
@@ -203,6 +208,24 @@ impl LogicalUnit {
         }
         self.compare(work.offset, expected, 0)?;
         let written = self.disk.write(work.offset, wanted);
+        written.map_err(Sense::while_writing)
+    }
+
+    /// Writes all of `data` in one go.
+    fn write_atomic(
+        &self,
+        work: &Work,
+        data: &[u8],
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), Sense> {
+        if usize::try_from(work.bytes) != Ok(data.len()) {
+            return Err(Sense::INCORRECT_AMOUNT_OF_DATA);
+        }
+        let _alone = self.alone();
+        if is_over() {
+            return Ok(());
+        }
+        let written = self.disk.write(work.offset, data);
         written.map_err(Sense::while_writing)
     }
 

@@ -175,3 +175,34 @@ fn no_write_falls_between_a_compare_and_its_write() {
     });
     assert_eq!(counter(&on.lab)[..4], (2 * ROUNDS).to_be_bytes());
 }
+
+#[test]
+fn an_atomic_write_comes_whole_and_only_where_the_disk_promises_it() {
+    let ram = |block_bytes| {
+        let disk = disk::Ram::new(4 << 20).with_block_bytes(block_bytes, block_bytes);
+        Lab::shaped(Arc::new(disk), Shape::default())
+    };
+    for lab in [ram(512), ram(4096)] {
+        let write = |lba, count| {
+            let mut cdb = cdb16(0x9c, 0, lba, 0);
+            cdb[12..14].copy_from_slice(&u16::to_be_bytes(count));
+            cdb
+        };
+        let admit = |cdb: &[u8]| lab.unit.admit(&lab.nexus, cdb).map_err(sense_of);
+        let blocks = lab.unit.block_count();
+        assert!(admit(&write(0, 256)).is_ok() && admit(&write(blocks, 0)).is_ok());
+        let too_long = admit(&write(0, 257)).unwrap_err();
+        assert_eq!(too_long, Sense::invalid_cdb_field(12, 7));
+        let outside = admit(&write(blocks - 255, 256)).unwrap_err();
+        assert_eq!(outside, Sense::LBA_OUT_OF_RANGE);
+        let mut split = write(0, 4);
+        split[11] = 2;
+        assert!(admit(&split).is_err());
+        let data = vec![7; usize::try_from(3 * lab.unit.block_bytes()).unwrap()];
+        lab.command(&write(5, 3), &data).unwrap();
+        assert_eq!(lab.command(&read10(5, 3), &[]), Ok(data));
+    }
+    let on = OnFile::new(512);
+    let refused = on.lab.command(&cdb16(0x9c, 0, 0, 1), &on.block(1));
+    assert_eq!(refused, Err(Sense::INVALID_OPCODE));
+}
