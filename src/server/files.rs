@@ -29,10 +29,8 @@ pub(crate) async fn serve_files(served: &ServedFiles) -> anyhow::Result<()> {
         let identity = iscsi::Identity::new(lasting_id(file), product(served.kind));
         units.push(Arc::new(open_unit(file, options, identity)?));
     }
-    let target = iscsi::Target {
-        name: served.target.to_string(),
-        units: units.clone(),
-    };
+    let numbered = (0..).zip(units.iter().cloned());
+    let target = iscsi::Target::new(served.target.to_string(), numbered)?;
     let targets = PlainTargets::default();
     targets.add(Arc::new(target), served.chap.clone());
     let server = listen(served, Arc::new(targets))?;

@@ -88,14 +88,12 @@ impl OpenDisk {
         let overlay = Arc::new(opened.disk);
         let identity = Identity::new(*machine.id.as_bytes(), PRODUCT);
         let disk = Arc::clone(&overlay) as SharedDisk;
+        let unit = Arc::new(LogicalUnit::new(disk, identity));
         OpenDisk {
             generation,
             fact: opened.fact,
             overlay,
-            target: Arc::new(Target {
-                name: site.target_name(machine),
-                units: vec![Arc::new(LogicalUnit::new(disk, identity))],
-            }),
+            target: Arc::new(Target::of_one(site.target_name(machine), unit)),
             idle_since: None,
             written: (0, None),
         }

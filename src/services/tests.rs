@@ -243,8 +243,8 @@ pub(crate) fn login(target: &str, chap_name: Option<&str>) -> Login {
 }
 
 /// The disk of an attachment.
-pub(crate) fn disk(attachment: &Attachment) -> &SharedDisk {
-    attachment.target.units[0].disk()
+pub(crate) fn disk(attachment: &Attachment) -> SharedDisk {
+    attachment.target.unit(0).unwrap().disk().clone()
 }
 
 /// Fills block `block` of 4 KiB with `fill`.

@@ -43,10 +43,7 @@ fn run() -> Result<(), String> {
         Identity::new(*b"serve-one-disk-1", "EXAMPLE"),
         options.shape,
     );
-    let target = Arc::new(Target {
-        name: options.iqn.clone(),
-        units: vec![Arc::new(unit)],
-    });
+    let target = Arc::new(Target::of_one(options.iqn.clone(), Arc::new(unit)));
     let site = Arc::new(Site {
         target,
         chap: options.chap,

@@ -25,7 +25,7 @@ pub use name::{Iqn, NameError};
 pub use scsi::{Device, Identity, LogicalUnit, Medium, Provisioning, Shape, disk};
 pub use scsi::{ReservationFile, ReservationKeeper};
 pub use server::{Counters, Server, SessionId, SessionInfo, Sessions};
-pub use target::Target;
+pub use target::{LunError, Target};
 
 /// What the target asks its site. Asked at login, never per command; called
 /// on login threads, so an answer may take its time, but other logins wait.

@@ -65,13 +65,15 @@ pub(crate) trait Sink {
 
 /// PDUs on their way out.
 pub(crate) struct Outbox<'t> {
-    sink: Box<dyn Sink + 't>,
+    sink: Box<dyn Sink>,
     arena: Vec<u8>,
     used: usize,
     pieces: Vec<Piece<'t>>,
     parts: Vec<Part>,
     /// Reads whose mapped bytes are pointed at.
     reads: Vec<(&'t LogicalUnit, Work)>,
+    /// Room for the segments of one read.
+    segments: Vec<Segment<'t>>,
     gone: Option<Gone>,
 }
 
@@ -82,7 +84,7 @@ enum Piece<'t> {
 }
 
 impl<'t> Outbox<'t> {
-    pub(crate) fn new(sink: impl Sink + 't) -> Outbox<'t> {
+    pub(crate) fn new(sink: impl Sink + 'static) -> Outbox<'t> {
         Outbox {
             sink: Box::new(sink),
             arena: Vec::new(),
@@ -90,7 +92,23 @@ impl<'t> Outbox<'t> {
             pieces: Vec::new(),
             parts: Vec::new(),
             reads: Vec::new(),
+            segments: Vec::new(),
             gone: None,
+        }
+    }
+
+    /// Sends everything, and lets go of all it points at.
+    pub(crate) fn let_go<'n>(mut self) -> Outbox<'n> {
+        let _ = self.flush();
+        Outbox {
+            sink: self.sink,
+            arena: self.arena,
+            used: 0,
+            pieces: Vec::new(),
+            parts: self.parts,
+            reads: Vec::new(),
+            segments: Vec::new(),
+            gone: self.gone,
         }
     }
 
@@ -143,6 +161,17 @@ impl<'t> Outbox<'t> {
         self.pieces.push(Piece::Mapped(segment));
     }
 
+    /// Lends an empty list for the segments of one read.
+    pub(crate) fn lend_segments(&mut self) -> Vec<Segment<'t>> {
+        std::mem::take(&mut self.segments)
+    }
+
+    /// Takes the list back, to lend it again.
+    pub(crate) fn return_segments(&mut self, mut segments: Vec<Segment<'t>>) {
+        segments.clear();
+        self.segments = segments;
+    }
+
     /// Notes a read whose mapped bytes follow.
     pub(crate) fn will_read(&mut self, unit: &'t LogicalUnit, work: Work) {
         self.reads.push((unit, work));
@@ -170,11 +199,6 @@ impl<'t> Outbox<'t> {
         self.pieces.clear();
         self.reads.clear();
         self.gone.map_or(Ok(()), Err)
-    }
-
-    /// Whether it holds memory that only a burst needed.
-    pub(crate) fn is_large(&self) -> bool {
-        self.arena.len() > ARENA_IDLE_BYTES
     }
 
     /// Gives memory back that only a burst needed.

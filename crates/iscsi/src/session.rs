@@ -14,13 +14,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use scsi::disk::Segment;
 use scsi::{Command, LogicalUnit, Lun, Nexus, NexusName, Pace, Sense, SenseFormat, Work};
 
 use crate::keys::Parameters;
 use crate::outbox::Outbox;
 use crate::server::Stats;
-use crate::task::{Done, Failure, Job, Running, Task};
+use crate::target::Units;
+use crate::task::{Answered, Done, Failure, Job, Running, Task};
 use crate::wire::{
     Bhs, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, Numbers, PduError, Reject, Request,
     Residual, ScsiCommand, ScsiResponse, is_before,
@@ -70,15 +70,17 @@ pub(crate) struct Session<'t> {
     parameters: Parameters,
     target: Option<&'t Target>,
     targets: &'t dyn Targets,
-    /// One for every unit of the target.
-    nexuses: Vec<Nexus>,
+    name: NexusName,
+    /// One for every unit of the target, in their order, from the first
+    /// command to it on.
+    nexuses: Vec<Option<Nexus>>,
     stats: &'t Stats,
     window: u32,
     stat_sn: u32,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
     /// Commands that wait for data, by initiator task tag.
-    tasks: HashMap<u32, Task<'t>>,
+    tasks: HashMap<u32, Task>,
     /// Tasks that want an R2T and must wait for others' data.
     unasked: VecDeque<u32>,
     solicited_bytes: u32,
@@ -90,7 +92,6 @@ pub(crate) struct Session<'t> {
     /// Task management that waits for workers to let go.
     resolving: Vec<Resolving>,
     text: Option<TextExchange>,
-    segments: Vec<Segment<'t>>,
     commands: u64,
     bytes_read: u64,
     bytes_written: u64,
@@ -112,13 +113,12 @@ pub(crate) struct Start<'t> {
 
 impl<'t> Session<'t> {
     pub(crate) fn new(start: Start<'t>) -> Session<'t> {
-        let units = start.target.map_or(&[][..], |target| &target.units);
-        let name = NexusName {
-            initiator: start.login.initiator.clone(),
-            isid: start.login.isid,
-        };
         Session {
-            nexuses: units.iter().map(|unit| unit.connect(&name)).collect(),
+            name: NexusName {
+                initiator: start.login.initiator.clone(),
+                isid: start.login.isid,
+            },
+            nexuses: Vec::new(),
             max_cmd_sn: start.exp_cmd_sn.wrapping_add(start.window).wrapping_sub(1),
             login: start.login,
             parameters: start.parameters,
@@ -137,7 +137,6 @@ impl<'t> Session<'t> {
             jobs: Vec::new(),
             resolving: Vec::new(),
             text: None,
-            segments: Vec::new(),
             commands: 0,
             bytes_read: 0,
             bytes_written: 0,
@@ -145,29 +144,72 @@ impl<'t> Session<'t> {
         }
     }
 
-    /// Takes one PDU.
-    pub(crate) fn receive(&mut self, bhs: &Bhs, data: &[u8], out: &mut Outbox<'t>) -> Next {
-        let next = self.take(bhs, data, out);
+    /// Moves from the units `old` (at first [`Units::none`]) to `new`.
+    pub(crate) fn move_on(&mut self, old: &Units, new: &Units, out: &mut Outbox<'_>) {
+        let mut nexuses = Vec::with_capacity(new.list().len());
+        let mut stayed = 0;
+        for (lun, unit) in new.list() {
+            let before = old.find(*lun).filter(|(_, old)| old.is_same_unit(unit));
+            stayed += usize::from(before.is_some());
+            let nexus = before.and_then(|(place, _)| self.nexuses.get_mut(place)?.take());
+            nexuses.push(nexus);
+        }
+        self.nexuses = nexuses;
+        if stayed < old.list().len() || stayed < new.list().len() {
+            for nexus in self.nexuses.iter().flatten() {
+                nexus.raise(Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
+            }
+        }
+        let lun = |lun: [u8; 8]| Lun::parse(lun).and_then(|lun| new.find(lun.0));
+        let is_gone = |task: &Task| lun(task.lun).is_none_or(|(_, u)| !u.is_same_unit(&task.unit));
+        let gone: Vec<Task> = self
+            .tasks
+            .extract_if(|_, task| is_gone(task))
+            .map(|(_, t)| t)
+            .collect();
+        for task in gone {
+            self.release(&task);
+            let failure = Sense::LOGICAL_UNIT_NOT_SUPPORTED.into();
+            self.fail(
+                &task.answered(false),
+                failure,
+                task.unit.sense_format(),
+                out,
+            );
+        }
+        self.solicit(out);
+    }
+
+    /// Takes one PDU. `units` are those it last [moved on](Session::move_on)
+    /// to.
+    pub(crate) fn receive<'u>(
+        &mut self,
+        units: &'u Units,
+        bhs: &Bhs,
+        data: &[u8],
+        out: &mut Outbox<'u>,
+    ) -> Next {
+        let next = self.take(units, bhs, data, out);
         // A peer must not make us gather more answers than we like.
         out.relieve();
         next
     }
 
-    fn take(&mut self, bhs: &Bhs, data: &[u8], out: &mut Outbox<'t>) -> Next {
+    fn take<'u>(&mut self, units: &'u Units, bhs: &Bhs, data: &[u8], out: &mut Outbox<'u>) -> Next {
         let request = match Request::parse(bhs) {
             Ok(request) => request,
             Err(error) => return self.refuse_pdu(bhs, error, out),
         };
         match request {
             Request::ScsiCommand(pdu) => match self.number(pdu.immediate, pdu.cmd_sn) {
-                Order::Now => self.command(&pdu, bhs, data, out),
+                Order::Now => self.command(units, &pdu, bhs, data, out),
                 Order::Ignore => Next::Continue,
                 Order::Hole => HOLE,
             },
             Request::DataOut(pdu) => self.data_out(&pdu, data, out),
             Request::NopOut(pdu) => self.nop_out(&pdu, data, out),
             Request::TaskManagement(pdu) => match self.number(pdu.immediate, pdu.cmd_sn) {
-                Order::Now => self.task_management(&pdu, bhs, out),
+                Order::Now => self.task_management(units, &pdu, bhs, out),
                 Order::Ignore => Next::Continue,
                 Order::Hole => HOLE,
             },
@@ -205,23 +247,17 @@ impl<'t> Session<'t> {
     }
 
     /// Takes back a job.
-    pub(crate) fn finish(&mut self, done: Done, out: &mut Outbox<'t>) {
+    pub(crate) fn finish(&mut self, done: Done, out: &mut Outbox<'_>) {
         let Some(running) = self.running.remove(&done.id) else {
             return;
         };
-        let unit = self.unit(running.lun).map(|(unit, _)| unit);
-        let reset = unit.is_some_and(|unit| unit.resets() != running.resets);
-        if !running.aborted && !reset {
-            let answered = Answered {
-                itt: running.itt,
-                expected_bytes: running.expected_bytes,
-                reads: running.reads,
-                data_sn: running.r2t_sn,
-            };
-            let format = sense_format(unit.map(Arc::as_ref));
+        let is_reset = running.unit.resets() != running.resets;
+        if !running.aborted && !is_reset {
+            let answered = &running.answered;
+            let format = running.unit.sense_format();
             match done.result {
-                Ok(data) => self.answer(&answered, &running.work, &data, out),
-                Err(sense) => self.fail(&answered, sense.into(), format, out),
+                Ok(data) => self.answer(answered, &running.work, &data, out),
+                Err(refusal) => self.fail(answered, refusal.into(), format, out),
             }
         }
         let mut resolved = Vec::new();
@@ -242,13 +278,6 @@ impl<'t> Session<'t> {
     pub(crate) fn call_off(&mut self) {
         for running in self.running.values() {
             running.called_off.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Mapped data was not there: no more of it is sent from where it lies.
-    pub(crate) fn lose_mappings(&self) {
-        for unit in self.target.iter().flat_map(|target| &target.units) {
-            unit.lose_mapping();
         }
     }
 
@@ -308,13 +337,25 @@ impl<'t> Session<'t> {
 
     // Commands.
 
-    fn unit(&self, lun: [u8; 8]) -> Option<(&'t Arc<LogicalUnit>, Nexus)> {
-        let index = usize::from(Lun::parse(lun)?.0);
-        let unit = self.target?.units.get(index)?;
-        Some((unit, self.nexuses.get(index)?.clone()))
+    /// The unit behind a number, and this session's view of it.
+    fn unit<'u>(
+        &mut self,
+        units: &'u Units,
+        lun: [u8; 8],
+    ) -> Option<(&'u Arc<LogicalUnit>, &Nexus)> {
+        let (place, unit) = units.find(Lun::parse(lun)?.0)?;
+        let nexus = self.nexuses.get_mut(place)?;
+        Some((unit, nexus.get_or_insert_with(|| unit.connect(&self.name))))
     }
 
-    fn command(&mut self, pdu: &ScsiCommand, bhs: &Bhs, data: &[u8], out: &mut Outbox<'t>) -> Next {
+    fn command<'u>(
+        &mut self,
+        units: &'u Units,
+        pdu: &ScsiCommand,
+        bhs: &Bhs,
+        data: &[u8],
+        out: &mut Outbox<'u>,
+    ) -> Next {
         if self.target.is_none() {
             self.reject(reason::PROTOCOL_ERROR, bhs, out);
             return Next::Continue;
@@ -323,7 +364,7 @@ impl<'t> Session<'t> {
             || self
                 .running
                 .values()
-                .any(|r| r.itt == pdu.itt && !r.aborted);
+                .any(|r| r.answered.itt == pdu.itt && !r.aborted);
         if known {
             self.reject(reason::TASK_IN_PROGRESS, bhs, out);
             return Next::Continue;
@@ -345,20 +386,20 @@ impl<'t> Session<'t> {
         };
         // REPORT LUNS is about the target, and answered at every number.
         if pdu.cdb[0] == 0xa0 {
-            let result = self.report_luns(pdu);
+            let result = self.report_luns(units, pdu);
             self.answer_or_fail(&answered, result, None, out);
             return Next::Continue;
         }
-        let Some((unit, nexus)) = self.unit(pdu.lun) else {
-            let result = scsi::answer_for_absent(&pdu.cdb);
+        let Some((unit, nexus)) = self.unit(units, pdu.lun) else {
+            let result = scsi::answer_for_absent(Lun::parse(pdu.lun), &pdu.cdb);
             self.answer_or_fail(&answered, result, None, out);
             return Next::Continue;
         };
-        let work = match unit.admit(&nexus, &pdu.cdb) {
+        let work = match unit.admit(nexus, &pdu.cdb) {
             Ok(work) => work,
-            Err(sense) => {
+            Err(refusal) => {
                 // Data that still comes finds no task and is dropped.
-                self.fail(&answered, sense.into(), unit.sense_format(), out);
+                self.fail(&answered, refusal.into(), unit.sense_format(), out);
                 return Next::Continue;
             }
         };
@@ -366,7 +407,8 @@ impl<'t> Session<'t> {
             self.read(&answered, unit, work, out);
             return Next::Continue;
         }
-        let mut task = Task::new(pdu.itt, pdu.lun, (unit, nexus), work, pdu.expected_bytes);
+        let behind = (unit.clone(), nexus.clone());
+        let mut task = Task::new(pdu.itt, pdu.lun, behind, work, pdu.expected_bytes);
         let offered = if pdu.writes { pdu.expected_bytes } else { 0 };
         let fits = match pdu.reads && pdu.writes {
             true => Err(Sense::INVALID_FIELD_IN_COMMAND_IU), // no command does both
@@ -392,17 +434,20 @@ impl<'t> Session<'t> {
         Next::Continue
     }
 
-    fn report_luns(&self, pdu: &ScsiCommand) -> Result<Vec<u8>, Sense> {
+    fn report_luns(&self, units: &Units, pdu: &ScsiCommand) -> Result<Vec<u8>, Sense> {
         let Command::ReportLuns { select, allocation } = Command::parse(&pdu.cdb)? else {
             return Err(Sense::INVALID_OPCODE);
         };
-        let count = self.target.map_or(0, |target| target.units.len());
-        let luns = (0..count).filter_map(|n| u16::try_from(n).ok()).map(Lun);
-        scsi::report_luns(select, allocation, luns)
+        let data = scsi::report_luns(select, allocation, units.luns())?;
+        // Nobody has to be told any more (SPC-4 section 6.33).
+        for nexus in self.nexuses.iter().flatten() {
+            nexus.withdraw(Sense::REPORTED_LUNS_DATA_HAS_CHANGED);
+        }
+        Ok(data)
     }
 
     /// Moves a task as far as it goes without further data.
-    fn advance(&mut self, mut task: Task<'t>, reads: bool, out: &mut Outbox<'t>) {
+    fn advance(&mut self, mut task: Task, reads: bool, out: &mut Outbox<'_>) {
         if !task.is_complete() {
             let itt = task.itt;
             let wants_r2t = task.unsolicited.is_none() && task.burst.is_none();
@@ -420,12 +465,7 @@ impl<'t> Session<'t> {
         if task.is_void() {
             return;
         }
-        let answered = Answered {
-            itt: task.itt,
-            expected_bytes: task.expected_bytes,
-            reads,
-            data_sn: task.r2t_sn,
-        };
+        let answered = task.answered(reads);
         let format = task.unit.sense_format();
         if let Some(failure) = task.failed {
             self.fail(&answered, failure, format, out);
@@ -438,12 +478,10 @@ impl<'t> Session<'t> {
             self.running.insert(
                 id,
                 Running {
-                    itt: task.itt,
+                    answered,
                     lun: task.lun,
+                    unit: task.unit.clone(),
                     work: task.work,
-                    expected_bytes: task.expected_bytes,
-                    reads,
-                    r2t_sn: task.r2t_sn,
                     called_off: called_off.clone(),
                     aborted: false,
                     resets: task.resets,
@@ -469,7 +507,7 @@ impl<'t> Session<'t> {
         answered: &Answered,
         result: Result<Vec<u8>, Sense>,
         unit: Option<&LogicalUnit>,
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) {
         match result {
             Ok(data) => {
@@ -481,7 +519,7 @@ impl<'t> Session<'t> {
     }
 
     /// GOOD, with the data of a command that is no READ.
-    fn answer(&mut self, answered: &Answered, work: &Work, data: &[u8], out: &mut Outbox<'t>) {
+    fn answer(&mut self, answered: &Answered, work: &Work, data: &[u8], out: &mut Outbox<'_>) {
         let moved = match work.data_out() {
             scsi::DataOut::None => u64::try_from(data.len()).unwrap_or(u64::MAX),
             scsi::DataOut::Streamed(bytes) | scsi::DataOut::Gathered(bytes) => bytes,
@@ -496,7 +534,7 @@ impl<'t> Session<'t> {
         answered: &Answered,
         failure: Failure,
         format: SenseFormat,
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) {
         self.commands += 1;
         let refusal = failure.refusal;
@@ -517,7 +555,7 @@ impl<'t> Session<'t> {
         status: u8,
         residual: Residual,
         data: &[u8],
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) {
         let response = ScsiResponse {
             status,
@@ -532,7 +570,7 @@ impl<'t> Session<'t> {
 
     // Everything that is no command.
 
-    fn nop_out(&mut self, pdu: &NopOut, data: &[u8], out: &mut Outbox<'t>) -> Next {
+    fn nop_out(&mut self, pdu: &NopOut, data: &[u8], out: &mut Outbox<'_>) -> Next {
         self.stats.answers_pings.store(true, Ordering::Relaxed);
         match self.number(pdu.immediate, pdu.cmd_sn) {
             Order::Now => {}
@@ -554,7 +592,7 @@ impl<'t> Session<'t> {
         Next::Continue
     }
 
-    fn logout(&mut self, pdu: &LogoutRequest, out: &mut Outbox<'t>) -> Next {
+    fn logout(&mut self, pdu: &LogoutRequest, out: &mut Outbox<'_>) -> Next {
         let response = match pdu.reason {
             0 | 1 => 0, // there is one connection: it is the session
             2 => 2,     // recovery is not supported
@@ -574,7 +612,7 @@ impl<'t> Session<'t> {
     }
 
     /// Answers bytes that are no request.
-    fn refuse_pdu(&mut self, bhs: &Bhs, error: PduError, out: &mut Outbox<'t>) -> Next {
+    fn refuse_pdu(&mut self, bhs: &Bhs, error: PduError, out: &mut Outbox<'_>) -> Next {
         match error {
             PduError::Opcode => {
                 // Its number counts, or the next command would leave a hole.
@@ -590,7 +628,7 @@ impl<'t> Session<'t> {
         }
     }
 
-    fn reject(&mut self, reason: u8, bhs: &Bhs, out: &mut Outbox<'t>) {
+    fn reject(&mut self, reason: u8, bhs: &Bhs, out: &mut Outbox<'_>) {
         self.rejects += 1;
         let reject = Reject {
             reason,
@@ -609,17 +647,6 @@ enum Order {
     Now,
     Ignore,
     Hole,
-}
-
-/// What a response says of its command.
-#[derive(Clone, Copy)]
-struct Answered {
-    itt: u32,
-    expected_bytes: u32,
-    /// R: the initiator takes data.
-    reads: bool,
-    /// Data-In and R2T PDUs sent so far.
-    data_sn: u32,
 }
 
 /// The difference between what was expected and what there was (RFC 7143

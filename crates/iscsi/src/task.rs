@@ -11,10 +11,10 @@ use scsi::{DataOut, LogicalUnit, Nexus, Refusal, Sense, Work};
 const DIRECT_BYTES: usize = 4096;
 
 /// A command whose data-out has not all come.
-pub(crate) struct Task<'t> {
+pub(crate) struct Task {
     pub(crate) itt: u32,
     pub(crate) lun: [u8; 8],
-    pub(crate) unit: &'t Arc<LogicalUnit>,
+    pub(crate) unit: Arc<LogicalUnit>,
     pub(crate) nexus: Nexus,
     pub(crate) work: Work,
     pub(crate) expected_bytes: u32,
@@ -62,14 +62,23 @@ pub(crate) struct Burst {
     pub(crate) next_data_sn: u32,
 }
 
+/// What a response says of its command.
+#[derive(Clone, Copy)]
+pub(crate) struct Answered {
+    pub(crate) itt: u32,
+    pub(crate) expected_bytes: u32,
+    /// R: the initiator takes data.
+    pub(crate) reads: bool,
+    /// Data-In and R2T PDUs sent so far.
+    pub(crate) data_sn: u32,
+}
+
 /// What a slow command is doing on a worker.
 pub(crate) struct Running {
-    pub(crate) itt: u32,
+    pub(crate) answered: Answered,
     pub(crate) lun: [u8; 8],
+    pub(crate) unit: Arc<LogicalUnit>,
     pub(crate) work: Work,
-    pub(crate) expected_bytes: u32,
-    pub(crate) reads: bool,
-    pub(crate) r2t_sn: u32,
     pub(crate) called_off: Arc<AtomicBool>,
     /// Aborted: nobody hears the answer.
     pub(crate) aborted: bool,
@@ -125,14 +134,14 @@ impl Job {
     }
 }
 
-impl<'t> Task<'t> {
+impl Task {
     pub(crate) fn new(
         itt: u32,
         lun: [u8; 8],
-        (unit, nexus): (&'t Arc<LogicalUnit>, Nexus),
+        (unit, nexus): (Arc<LogicalUnit>, Nexus),
         work: Work,
         expected_bytes: u32,
-    ) -> Task<'t> {
+    ) -> Task {
         let wanted = match work.data_out() {
             DataOut::None => 0,
             DataOut::Streamed(bytes) | DataOut::Gathered(bytes) => {
@@ -142,6 +151,7 @@ impl<'t> Task<'t> {
         Task {
             itt,
             lun,
+            resets: unit.resets(),
             unit,
             nexus,
             work,
@@ -151,10 +161,19 @@ impl<'t> Task<'t> {
             unsolicited: None,
             burst: None,
             r2t_sn: 0,
-            resets: unit.resets(),
             staged: Vec::new(),
             staged_at: 0,
             failed: None,
+        }
+    }
+
+    /// What its response says of it.
+    pub(crate) fn answered(&self, reads: bool) -> Answered {
+        Answered {
+            itt: self.itt,
+            expected_bytes: self.expected_bytes,
+            reads,
+            data_sn: self.r2t_sn,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
 
 use crate::Sense;
 use crate::optical::MediaEvent;
@@ -83,16 +83,29 @@ impl Nexus {
         Presence(Arc::downgrade(&self.state))
     }
 
+    /// Raises `sense`: the next command hears of it.
+    pub fn raise(&self, sense: Sense) {
+        self.state.raise(sense);
+    }
+
+    /// Takes `sense` back if it still waits: the initiator knows.
+    pub fn withdraw(&self, sense: Sense) {
+        if !self.state.is_waiting.load(Ordering::Acquire) {
+            return;
+        }
+        let mut queue = self.state.lock();
+        queue.retain(|waiting| *waiting != sense);
+        self.state
+            .is_waiting
+            .store(!queue.is_empty(), Ordering::Release);
+    }
+
     /// Takes the oldest attention, if one waits.
     pub(crate) fn take(&self) -> Option<Sense> {
         if !self.state.is_waiting.load(Ordering::Acquire) {
             return None;
         }
-        let mut queue = self
-            .state
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.state.lock();
         let sense = queue.pop_front();
         self.state
             .is_waiting
@@ -210,11 +223,15 @@ struct State {
 
 impl State {
     fn raise(&self, sense: Sense) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lock();
         if queue.len() < MAX_WAITING && !queue.contains(&sense) {
             queue.push_back(sense);
         }
         self.is_waiting.store(true, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Sense>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -55,16 +55,20 @@ pub fn report_luns(
     Ok(truncated(data, allocation))
 }
 
-/// What a number without a unit answers. REPORT LUNS is not asked here: it
-/// is answered at any number.
-pub fn answer_for_absent(cdb: &[u8]) -> Result<Vec<u8>, Sense> {
+/// What a number without a unit answers, or an address that is none. REPORT
+/// LUNS is not asked here: it is answered at any number.
+pub fn answer_for_absent(lun: Option<Lun>, cdb: &[u8]) -> Result<Vec<u8>, Sense> {
     match Command::parse(cdb) {
         Ok(Command::Inquiry {
             page: None,
             allocation,
         }) => {
             let mut data = vec![0u8; 36];
-            data[0] = 0x7f; // no device can be here, type unknown
+            data[0] = match lun {
+                // A unit could be here; who looks for a target asks number 0.
+                Some(Lun(0)) => 0x3f,
+                _ => 0x7f, // no device can be here, type unknown
+            };
             data[2] = 0x06; // SPC-4
             data[3] = 0x02; // response data format
             data[4] = 31; // additional length
@@ -109,12 +113,15 @@ mod tests {
 
     #[test]
     fn an_absent_unit_says_so_in_inquiry_and_in_sense() {
-        let inquiry = answer_for_absent(&[0x12, 0, 0, 0, 36, 0]).unwrap();
-        assert_eq!((inquiry[0], inquiry.len()), (0x7f, 36));
-        let sense = answer_for_absent(&[0x03, 0, 0, 0, 18, 0]).unwrap();
+        let inquiry = [0x12, 0, 0, 0, 36, 0];
+        let absent = |lun| answer_for_absent(lun, &inquiry).unwrap();
+        assert_eq!((absent(Some(Lun(3)))[0], absent(None)[0]), (0x7f, 0x7f));
+        assert_eq!(absent(Some(Lun(0)))[0], 0x3f, "there is a target");
+        assert_eq!(absent(None).len(), 36);
+        let sense = answer_for_absent(None, &[0x03, 0, 0, 0, 18, 0]).unwrap();
         assert_eq!((sense[2], sense[12]), (5, 0x25));
         assert_eq!(
-            answer_for_absent(&[0; 6]),
+            answer_for_absent(Some(Lun(0)), &[0; 6]),
             Err(Sense::LOGICAL_UNIT_NOT_SUPPORTED)
         );
     }

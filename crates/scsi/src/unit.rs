@@ -206,6 +206,11 @@ impl LogicalUnit {
         self.state.shape
     }
 
+    /// Whether `other` is this unit, perhaps over another disk.
+    pub fn is_same_unit(&self, other: &LogicalUnit) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
     /// A new session's view of this unit.
     pub fn connect(&self, name: &NexusName) -> Nexus {
         self.state.reservations.lose(name);

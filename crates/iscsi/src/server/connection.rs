@@ -14,9 +14,10 @@
 
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,14 +31,16 @@ use crate::keys::OUR_MAX_RECV_DATA_SEGMENT_LENGTH;
 use crate::login::{Entrance, LoginStatus};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::session::{Next, Session, Start};
+use crate::target::Units;
 use crate::wire::{BHS_BYTES, Bhs, Lengths};
-use crate::{Attachment, Limits};
+use crate::{Attachment, Limits, Target};
 
 /// The receive buffer of a connection that moves little.
 const SMALL_BUFFER_BYTES: usize = 64 << 10;
 /// The receive buffer of one that is written to: two PDUs of full length.
 const LARGE_BUFFER_BYTES: usize = 520 << 10;
-/// How long a connection may be quiet before large buffers are given back.
+/// How long a connection may be quiet before large buffers are given back,
+/// and before it waits where a bell can wake it as well.
 const QUIET: Duration = Duration::from_secs(5);
 /// Keepalive probes before a silent peer counts as gone.
 const KEEPALIVE_PROBES: u32 = 3;
@@ -81,6 +84,7 @@ pub(super) fn start(
         mailbox,
         login: entrance.login.clone(),
         answer,
+        target: attachment.as_ref().map(|a| a.target.clone()),
     };
     let parameters = entrance.parameters.clone();
     let exp_cmd_sn = entrance.exp_cmd_sn;
@@ -89,14 +93,13 @@ pub(super) fn start(
         // Dropped in the reverse order: the target is let go of, then the
         // session leaves the list, then whoever waits for its end hears.
         let _thread_count = thread_count;
-        let (guard, target) = attachment.map(|a| (a.guard, a.target)).unzip();
-        let _guard = guard;
+        let _guard = attachment.map(|attachment| attachment.guard);
         let entered = entered;
-        let target = target;
+        let connection = connection;
         let start = Start {
             login: &connection.login,
             parameters,
-            target: target.as_deref(),
+            target: connection.target.as_deref(),
             targets: &*connection.shared.targets,
             stats: &entered.stats,
             window,
@@ -119,6 +122,7 @@ pub(super) fn start(
 
 fn configure(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
     stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(QUIET))?;
     stream.set_write_timeout(Some(limits.send_timeout))?;
     let socket = SockRef::from(stream);
     // Idle for half the time, then probes over the other half.
@@ -138,17 +142,32 @@ struct Connection {
     login: crate::Login,
     /// The last login response.
     answer: Vec<u8>,
+    /// `None` in a discovery session.
+    target: Option<Arc<Target>>,
 }
 
 impl Connection {
     /// Serves the connection to its end; says why it ended.
     fn run(&self, mut session: Session<'_>, entered: &Entered) -> &'static str {
         let _idle = IdleAtLast(&self.mailbox);
-        let mut out = Outbox::new(Socket::new(self.stream.as_raw_fd()));
-        out.bytes(&self.answer);
-        let reason = match out.flush() {
-            Ok(()) => self.serve(&mut session, &mut out),
-            Err(gone) => self.lose(&session, gone),
+        if let Some(target) = &self.target {
+            let bell: Weak<Mailbox> = Arc::downgrade(&self.mailbox);
+            target.attend(bell);
+        }
+        let mut input = Input::new();
+        let mut outbox = Outbox::new(Socket::new(self.stream.as_raw_fd()));
+        outbox.bytes(&self.answer);
+        let mut units = Arc::new(Units::none());
+        let reason = loop {
+            let newer = self.units();
+            session.move_on(&units, &newer, &mut outbox);
+            units = newer;
+            let mut out = outbox;
+            let served = self.serve(&units, &mut input, &mut session, &mut out);
+            outbox = out.let_go();
+            if let ControlFlow::Break(reason) = served {
+                break reason;
+            }
         };
         session.call_off();
         session.publish();
@@ -160,51 +179,75 @@ impl Connection {
         reason
     }
 
-    fn serve<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) -> &'static str {
-        let mut input = Input::new();
+    /// The units of the target, as they are now.
+    fn units(&self) -> Arc<Units> {
+        match &self.target {
+            Some(target) => target.snapshot(),
+            None => Arc::new(Units::none()),
+        }
+    }
+
+    /// Serves until the connection ends, or until the target has other units.
+    fn serve<'u>(
+        &self,
+        units: &'u Units,
+        input: &mut Input,
+        session: &mut Session<'_>,
+        out: &mut Outbox<'u>,
+    ) -> ControlFlow<&'static str> {
         loop {
-            let next = self.handle(&mut input, session, out);
+            let next = self.handle(units, input, session, out);
             self.send_jobs(session);
             session.publish();
             if let Err(gone) = out.flush() {
-                return self.lose(session, gone);
+                return ControlFlow::Break(self.lose(units, gone));
             }
-            match next {
-                Next::Continue => {}
-                Next::Close => {
-                    self.linger();
-                    return "logged out";
-                }
-                Next::CloseTarget => {
-                    // The response may have to wait for workers to let go.
-                    self.mailbox.wait_until_harmless();
-                    self.settle(session, out);
-                    if let Some(target) = &self.login.target {
-                        self.shared.sessions.hang_up_target(target);
-                    }
-                    return "the target was reset";
-                }
-                Next::Broken(how) => {
-                    count(&self.shared.counters.malformed_pdus);
-                    return how;
-                }
+            if next != Next::Continue {
+                return ControlFlow::Break(self.end(next, session, out));
             }
             if self.shared.is_draining() && !session.is_busy() {
-                return "the server is going";
+                return ControlFlow::Break("the server is going");
             }
-            match self.wait(&mut input, session, out) {
-                Ok(()) => {}
-                Err(reason) => return reason,
+            if let Err(reason) = self.wait(input, session, out) {
+                return ControlFlow::Break(reason);
+            }
+            let target = self.target.as_ref();
+            if target.is_some_and(|target| target.has_changed_since(units)) {
+                return ControlFlow::Continue(());
+            }
+        }
+    }
+
+    /// Ends the connection as the session says; tells why.
+    fn end(&self, next: Next, session: &mut Session<'_>, out: &mut Outbox<'_>) -> &'static str {
+        match next {
+            Next::Continue | Next::Close => {
+                self.linger();
+                "logged out"
+            }
+            Next::CloseTarget => {
+                // The response may have to wait for workers to let go.
+                self.mailbox.wait_until_harmless();
+                self.settle(session, out);
+                if let Some(target) = &self.login.target {
+                    self.shared.sessions.hang_up_target(target);
+                }
+                "the target was reset"
+            }
+            Next::Broken(how) => {
+                count(&self.shared.counters.malformed_pdus);
+                how
             }
         }
     }
 
     /// Handles every whole PDU there is.
-    fn handle<'t>(
+    fn handle<'u>(
         &self,
+        units: &'u Units,
         input: &mut Input,
-        session: &mut Session<'t>,
-        out: &mut Outbox<'t>,
+        session: &mut Session<'_>,
+        out: &mut Outbox<'u>,
     ) -> Next {
         loop {
             let (bhs, data) = match input.next_pdu() {
@@ -212,7 +255,7 @@ impl Connection {
                 Ok(None) => return Next::Continue,
                 Err(how) => return Next::Broken(how),
             };
-            match session.receive(&bhs, data, out) {
+            match session.receive(units, &bhs, data, out) {
                 Next::Continue => {}
                 end => return end,
             }
@@ -225,15 +268,17 @@ impl Connection {
         }
     }
 
-    /// Waits for input, and for workers where some are at work.
-    fn wait<'t>(
+    /// Waits for input, for workers where some are at work, and for the bell
+    /// once it is quiet.
+    fn wait(
         &self,
         input: &mut Input,
-        session: &mut Session<'t>,
-        out: &mut Outbox<'t>,
+        session: &mut Session<'_>,
+        out: &mut Outbox<'_>,
     ) -> Result<(), &'static str> {
+        let mut is_quiet = false;
         loop {
-            if session.running() > 0 {
+            if is_quiet || session.running() > 0 {
                 let mut fds = [
                     PollFd::new(&*self.stream, PollFlags::IN),
                     PollFd::from_borrowed_fd(self.mailbox.bell(), PollFlags::IN),
@@ -249,14 +294,13 @@ impl Connection {
                     return Ok(());
                 }
             }
-            let is_large = input.is_large || out.is_large();
-            let quiet = is_large.then_some(QUIET);
-            match input.receive(&self.stream, quiet) {
+            match input.receive(&self.stream) {
                 Ok(0) => return Err(self.hear_out(session, out)),
                 Ok(_) => return Ok(()),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
-                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut if is_large => {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                        is_quiet = true;
                         input.shrink();
                         out.shrink();
                     }
@@ -268,7 +312,7 @@ impl Connection {
 
     /// The peer sends no more (or we are draining): what it has sent is still
     /// answered when the server is going, and called off when the peer is.
-    fn hear_out<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) -> &'static str {
+    fn hear_out(&self, session: &mut Session<'_>, out: &mut Outbox<'_>) -> &'static str {
         if !self.shared.is_draining() {
             return "the connection was closed";
         }
@@ -278,7 +322,7 @@ impl Connection {
     }
 
     /// Sends what the workers have brought.
-    fn settle<'t>(&self, session: &mut Session<'t>, out: &mut Outbox<'t>) {
+    fn settle(&self, session: &mut Session<'_>, out: &mut Outbox<'_>) {
         for done in self.mailbox.collect() {
             session.finish(done, out);
         }
@@ -286,14 +330,16 @@ impl Connection {
     }
 
     /// Says why nothing can be sent any more.
-    fn lose(&self, session: &Session<'_>, gone: Gone) -> &'static str {
+    fn lose(&self, units: &Units, gone: Gone) -> &'static str {
         match gone {
             Gone::Peer => "the connection broke",
             Gone::Mapping => {
                 tracing::error!(target = self.login.target, peer = %self.login.peer,
                     "mapped data is not there: has an image file become shorter, or does its \
                      medium fail? its reads go through buffers from now on");
-                session.lose_mappings();
+                for (_, unit) in units.list() {
+                    unit.lose_mapping();
+                }
                 "mapped data is not there"
             }
         }
@@ -323,9 +369,6 @@ struct Input {
     buffer: Vec<u8>,
     start: usize,
     end: usize,
-    is_large: bool,
-    /// Whether the socket's receive timeout is set.
-    is_timed: bool,
 }
 
 impl Input {
@@ -334,8 +377,6 @@ impl Input {
             buffer: vec![0; SMALL_BUFFER_BYTES],
             start: 0,
             end: 0,
-            is_large: false,
-            is_timed: false,
         }
     }
 
@@ -363,13 +404,10 @@ impl Input {
         Ok(Some((bhs, &self.buffer[data..data + lengths.data_bytes])))
     }
 
-    /// Receives what there is, blocking until there is something.
-    fn receive(&mut self, mut stream: &TcpStream, quiet: Option<Duration>) -> io::Result<usize> {
+    /// Receives what there is, blocking until there is something, or until
+    /// it has been quiet for long.
+    fn receive(&mut self, mut stream: &TcpStream) -> io::Result<usize> {
         self.make_room();
-        if quiet.is_some() != self.is_timed {
-            stream.set_read_timeout(quiet)?;
-            self.is_timed = quiet.is_some();
-        }
         let got = stream.read(&mut self.buffer[self.end..])?;
         self.end += got;
         Ok(got)
@@ -392,17 +430,13 @@ impl Input {
         self.start = 0;
         if wanted > self.buffer.len() {
             self.buffer.resize(LARGE_BUFFER_BYTES, 0);
-            self.is_large = true;
         }
     }
 
     /// Gives memory back that only a burst needed.
     fn shrink(&mut self) {
-        if self.start == self.end {
-            *self = Input {
-                is_timed: self.is_timed,
-                ..Input::new()
-            };
+        if self.start == self.end && self.buffer.len() > SMALL_BUFFER_BYTES {
+            *self = Input::new();
         }
     }
 }

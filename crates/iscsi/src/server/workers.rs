@@ -13,6 +13,7 @@ use std::thread;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use crate::target::Bell;
 use crate::task::{Done, Job};
 
 /// Of so many workers, one may work for the same unit.
@@ -196,10 +197,16 @@ impl Mailbox {
         state.changing -= usize::from(changed_disk);
         drop(state);
         self.changed.notify_all();
-        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        self.ring();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bell for Mailbox {
+    fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 }

@@ -4,22 +4,23 @@
 use scsi::disk::Segment;
 use scsi::{LogicalUnit, Sense, Work};
 
-use super::{Answered, GOOD, Session, residual};
+use super::{GOOD, Session, residual};
 use crate::outbox::Outbox;
+use crate::task::Answered;
 use crate::wire::{Bhs, DataIn, Residual};
 
 /// Longest data segment we send, whatever the initiator would take: what is
 /// not mapped waits in memory.
 const MAX_SEGMENT_BYTES: u32 = 256 << 10;
 
-impl<'t> Session<'t> {
+impl Session<'_> {
     /// GOOD; `actual` is what the command moved, or would have moved.
     pub(super) fn data_in(
         &mut self,
         answered: &Answered,
         actual: u32,
         data: &[u8],
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) {
         self.commands += 1;
         let residual = residual(answered.expected_bytes, actual);
@@ -42,12 +43,12 @@ impl<'t> Session<'t> {
     }
 
     /// A READ: status and all.
-    pub(super) fn read(
+    pub(super) fn read<'u>(
         &mut self,
         answered: &Answered,
-        unit: &'t LogicalUnit,
+        unit: &'u LogicalUnit,
         work: Work,
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'u>,
     ) {
         let bytes = work.read_bytes().unwrap_or(0);
         let actual = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -61,8 +62,7 @@ impl<'t> Session<'t> {
             self.respond(answered, GOOD, residual, &[], out);
             return;
         }
-        self.segments.clear();
-        let mut segments = std::mem::take(&mut self.segments);
+        let mut segments = out.lend_segments();
         let mapped = unit.segments(&work, 0, u64::from(total), &mut segments);
         let sent = match mapped {
             Ok(true) if covers(&segments, total) => {
@@ -73,8 +73,7 @@ impl<'t> Session<'t> {
             Ok(_) => self.send_copied(answered, residual, total, (unit, &work), out),
             Err(sense) => Err((sense, 0)),
         };
-        segments.clear();
-        self.segments = segments;
+        out.return_segments(segments);
         match sent {
             Ok(()) => {
                 self.commands += 1;
@@ -91,16 +90,16 @@ impl<'t> Session<'t> {
     }
 
     /// Sends a READ's data from where it lies mapped.
-    fn send_mapped(
+    fn send_mapped<'u>(
         &mut self,
         answered: &Answered,
         residual: Residual,
         total: u32,
-        segments: &[Segment<'t>],
-        out: &mut Outbox<'t>,
+        segments: &[Segment<'u>],
+        out: &mut Outbox<'u>,
     ) {
         let mut segments = segments.iter().copied();
-        let mut rest: Option<Segment<'t>> = None;
+        let mut rest: Option<Segment<'u>> = None;
         for step in self.steps(usize::try_from(total).unwrap_or(usize::MAX)) {
             let header = self.data_in_header(answered, &step, residual);
             out.header(&header);
@@ -127,7 +126,7 @@ impl<'t> Session<'t> {
         residual: Residual,
         total: u32,
         (unit, work): (&LogicalUnit, &Work),
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) -> Result<(), (Sense, u32)> {
         for step in self.steps(usize::try_from(total).unwrap_or(usize::MAX)) {
             // The header is made once the data is there: it carries status.

@@ -3,7 +3,7 @@
 
 use scsi::Sense;
 
-use super::{Answered, Next, Session};
+use super::{Next, Session};
 use crate::outbox::Outbox;
 use crate::task::{Burst, Task};
 use crate::wire::{DataOut, NO_TAG, R2t, ScsiCommand};
@@ -14,7 +14,7 @@ pub(super) const MAX_SOLICITED_BYTES: u32 = 8 << 20;
 /// session; past it they go to the disk one by one.
 pub(super) const MAX_STAGED_BYTES: usize = 1 << 20;
 
-impl<'t> Session<'t> {
+impl Session<'_> {
     /// Whether the data that comes with a command, or is announced to follow,
     /// may come.
     pub(super) fn check_unsolicited(
@@ -34,7 +34,7 @@ impl<'t> Session<'t> {
     }
 
     /// Asks for data as long as not too much of it is on its way.
-    pub(super) fn solicit(&mut self, out: &mut Outbox<'t>) {
+    pub(super) fn solicit(&mut self, out: &mut Outbox<'_>) {
         while let Some(itt) = self.unasked.front().copied() {
             let waiting = self.tasks.get_mut(&itt);
             let waiting = waiting.filter(|task| task.unsolicited.is_none() && task.burst.is_none());
@@ -78,7 +78,7 @@ impl<'t> Session<'t> {
     }
 
     /// Takes one Data-Out PDU.
-    pub(super) fn data_out(&mut self, pdu: &DataOut, data: &[u8], out: &mut Outbox<'t>) -> Next {
+    pub(super) fn data_out(&mut self, pdu: &DataOut, data: &[u8], out: &mut Outbox<'_>) -> Next {
         // Data of a task that was answered or aborted is dropped.
         let Some(mut task) = self.tasks.remove(&pdu.itt) else {
             return Next::Continue;
@@ -107,12 +107,7 @@ impl<'t> Session<'t> {
                 true => Sense::UNEXPECTED_UNSOLICITED_DATA,
                 false => Sense::INCORRECT_AMOUNT_OF_DATA,
             };
-            let answered = Answered {
-                itt: task.itt,
-                expected_bytes: task.expected_bytes,
-                reads: false,
-                data_sn: task.r2t_sn,
-            };
+            let answered = task.answered(false);
             let format = task.unit.sense_format();
             self.fail(&answered, sense.into(), format, out);
             return Next::Continue;
@@ -147,7 +142,7 @@ impl<'t> Session<'t> {
     }
 
     /// Takes back what a task was allowed to have on its way.
-    fn release(&mut self, task: &Task<'t>) {
+    pub(super) fn release(&mut self, task: &Task) {
         if let Some(burst) = &task.burst {
             self.solicited_bytes = self.solicited_bytes.saturating_sub(burst.bytes);
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Next, Session, reason};
 use crate::outbox::Outbox;
+use crate::target::Units;
 use crate::wire::{Bhs, TaskManagement, TaskManagementResponse};
 
 /// Functions that may wait for workers at once; one more is rejected.
@@ -25,23 +26,25 @@ pub(super) struct Resolving {
     pub(super) jobs: Vec<u64>,
 }
 
-impl<'t> Session<'t> {
+impl Session<'_> {
     /// Does what a task management function asks for.
     pub(super) fn task_management(
         &mut self,
+        units: &Units,
         pdu: &TaskManagement,
         bhs: &Bhs,
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) -> Next {
-        let Some(target) = self.target else {
+        if self.target.is_none() {
             self.reject(reason::PROTOCOL_ERROR, bhs, out);
             return Next::Continue;
-        };
+        }
         if self.resolving.len() >= MAX_RESOLVING {
             self.respond_task_management(pdu.itt, REJECTED, out);
             return Next::Continue;
         }
-        let unit = self.unit(pdu.lun);
+        let unit = self.unit(units, pdu.lun);
+        let unit = unit.map(|(unit, nexus)| (unit, nexus.clone()));
         let (response, ended) = match (pdu.function, unit) {
             (1, _) => match self.end_tasks(|itt, _| itt == pdu.referenced_tag) {
                 (0, jobs) => (NO_SUCH_TASK, jobs), // answered, or aborted before
@@ -61,7 +64,7 @@ impl<'t> Session<'t> {
             }
             (6 | 7, _) => {
                 let jobs = self.end_tasks(|_, _| true).1;
-                target.units.iter().for_each(|unit| unit.reset());
+                units.list().iter().for_each(|(_, unit)| unit.reset());
                 (COMPLETE, jobs)
             }
             (8, _) => (REASSIGNMENT_NOT_SUPPORTED, vec![]), // needs error recovery level 2
@@ -99,7 +102,7 @@ impl<'t> Session<'t> {
         self.solicited_bytes = self.solicited_bytes.saturating_sub(released);
         let mut jobs = Vec::new();
         for (id, running) in &mut self.running {
-            if !which(running.itt, running.lun) {
+            if !which(running.answered.itt, running.lun) {
                 continue;
             }
             if !running.aborted {
@@ -115,7 +118,7 @@ impl<'t> Session<'t> {
     }
 
     /// Says that a function is done, or why not.
-    pub(super) fn respond_task_management(&mut self, itt: u32, response: u8, out: &mut Outbox<'t>) {
+    pub(super) fn respond_task_management(&mut self, itt: u32, response: u8, out: &mut Outbox<'_>) {
         let response = TaskManagementResponse {
             response,
             itt,

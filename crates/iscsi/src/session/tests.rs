@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use proptest::prelude::*;
 use scsi::Identity;
-use scsi::disk::{Access, Disk, DiskError, Durability, Geometry};
+use scsi::disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Segment};
 
 use super::data_out::{MAX_SOLICITED_BYTES, MAX_STAGED_BYTES};
 use super::*;
@@ -151,6 +151,7 @@ struct Lab {
     out: Outbox<'static>,
     wire: Wire,
     target: &'static Target,
+    units: &'static Units,
     cmd_sn: u32,
 }
 
@@ -195,12 +196,11 @@ impl Lab {
             durability: shape.durability,
         };
         let unit = LogicalUnit::new(Arc::new(disk), Identity::new([1; 16], "TEST"));
-        let target: &'static Target = Box::leak(Box::new(Target {
-            name: "iqn.2026-01.lab:t".into(),
-            units: vec![Arc::new(unit)],
-        }));
+        let target = Target::of_one("iqn.2026-01.lab:t", Arc::new(unit));
+        let target: &'static Target = Box::leak(Box::new(target));
         let mut lab = Lab::on(Some(target), shape.parameters);
         lab.target = target;
+        lab.move_on();
         // The first command hears of the new session.
         let heard = lab.command(&[0; 6], 0, 0x80, &[]);
         assert_eq!(heard[0].sense(), (6, 0x29, 0));
@@ -230,17 +230,22 @@ impl Lab {
             }),
             out: Outbox::new(wire.clone()),
             wire,
-            target: Box::leak(Box::new(Target {
-                name: String::new(),
-                units: vec![],
-            })),
+            target: Box::leak(Box::new(Target::new("", []).unwrap())),
+            units: Box::leak(Box::new(Units::none())),
             cmd_sn: FIRST_CMD_SN,
         }
     }
 
     fn send(&mut self, request: &Request, data: &[u8]) -> Next {
         let bhs = request.emit(data.len());
-        self.session.receive(&bhs, data, &mut self.out)
+        self.session.receive(self.units, &bhs, data, &mut self.out)
+    }
+
+    /// Moves on to the target's units as they are now.
+    fn move_on(&mut self) {
+        let units: &'static Units = Box::leak(Box::new(self.target.snapshot()));
+        self.session.move_on(self.units, units, &mut self.out);
+        self.units = units;
     }
 
     /// Everything sent since the last call.
@@ -331,8 +336,8 @@ impl Lab {
 
     fn disk(&self, lba: u64, blocks: u64) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(blocks * 512).unwrap()];
-        let disk = self.target.units[0].disk();
-        disk.read(lba * 512, &mut bytes).unwrap();
+        let unit = self.target.unit(0).unwrap();
+        unit.disk().read(lba * 512, &mut bytes).unwrap();
         bytes
     }
 
@@ -761,7 +766,7 @@ fn data_on_its_way_is_bounded_and_a_tag_used_again_is_not_asked_twice() {
 fn a_reset_by_another_session_ends_tasks_silently_and_tells_everybody() {
     let mut lab = Lab::new();
     let r2t = lab.command(&write10(50, 8), 4096, 0xa0, &[]).remove(0);
-    lab.target.units[0].reset();
+    lab.target.unit(0).unwrap().reset();
     lab.data_out(&r2t, 0, 0, &[1; 4096], true);
     assert!(lab.heard().is_empty());
     assert_eq!(lab.disk(50, 1), block(50), "nothing of it reaches the disk");
@@ -963,7 +968,10 @@ fn an_unknown_opcode_is_rejected_and_leaves_no_hole() {
     let mut bhs = [0; BHS_BYTES];
     bhs[0] = 0x1c;
     bhs[24..28].copy_from_slice(&lab.cmd_sn.to_be_bytes());
-    assert_eq!(lab.session.receive(&bhs, &[], &mut lab.out), Next::Continue);
+    assert_eq!(
+        lab.session.receive(lab.units, &bhs, &[], &mut lab.out),
+        Next::Continue
+    );
     lab.cmd_sn = lab.cmd_sn.wrapping_add(1);
     let heard = lab.heard();
     assert_eq!(heard[0].bytes[0], reason::COMMAND_NOT_SUPPORTED);
@@ -1015,7 +1023,7 @@ proptest! {
                 bhs[20..24].copy_from_slice(&[0, 0, 0, 1]);
                 bhs[36..44].fill(0);
             }
-            let next = lab.session.receive(&bhs, &data, &mut lab.out);
+            let next = lab.session.receive(lab.units, &bhs, &data, &mut lab.out);
             lab.help();
             lab.heard();
             if next != Next::Continue {
@@ -1042,4 +1050,117 @@ fn login_in_the_full_feature_phase_breaks_the_session() {
         exp_stat_sn: 0,
     });
     assert!(matches!(lab.send(&request, &[]), Next::Broken(_)));
+}
+
+// Units that come and go (SPC-4 section 6.33, SAM-5 section 5.14).
+
+const LUN_300: [u8; 8] = [0x41, 0x2c, 0, 0, 0, 0, 0, 0];
+
+fn ram(bytes: usize) -> Arc<LogicalUnit> {
+    let identity = Identity::new([3; 16], "TEST");
+    Arc::new(LogicalUnit::new(Arc::new(Ram::new(bytes)), identity))
+}
+
+impl Lab {
+    /// Sends a command to a unit and gives back what came.
+    fn ask(&mut self, lun: [u8; 8], cdb: &[u8], expected: u32, flags: u8) -> Vec<Heard> {
+        let Request::ScsiCommand(mut command) = self.request(cdb, expected, flags) else {
+            unreachable!();
+        };
+        command.lun = lun;
+        assert_eq!(
+            self.send(&Request::ScsiCommand(command), &[]),
+            Next::Continue
+        );
+        self.heard()
+    }
+}
+
+#[test]
+fn a_unit_attached_later_is_told_of_and_answers() {
+    let mut lab = Lab::new();
+    lab.target.attach(300, ram(1 << 20)).unwrap();
+    assert_eq!(lab.ask(LUN_300, &[0; 6], 0, 0x80)[0].sense(), (5, 0x25, 0));
+    lab.move_on();
+    // Who knows the target is told that it has changed, once.
+    assert_eq!(lab.ask(LUN, &[0; 6], 0, 0x80)[0].sense(), (6, 0x3f, 0x0e));
+    assert!(lab.ask(LUN, &[0; 6], 0, 0x80)[0].is_good());
+    assert_eq!(lab.ask(LUN_300, &[0; 6], 0, 0x80)[0].sense(), (6, 0x29, 0));
+    assert!(lab.ask(LUN_300, &[0; 6], 0, 0x80)[0].is_good());
+}
+
+#[test]
+fn who_has_asked_for_the_numbers_is_not_told_that_they_have_changed() {
+    let mut lab = Lab::new();
+    lab.target.attach(300, ram(1 << 20)).unwrap();
+    lab.move_on();
+    let luns = lab.ask(LUN, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0], 512, 0xc0);
+    assert_eq!(luns[0].data[8..24], [LUN, LUN_300].concat());
+    assert!(lab.ask(LUN, &[0; 6], 0, 0x80)[0].is_good());
+}
+
+#[test]
+fn a_detached_unit_fails_its_writes_and_is_let_go_of() {
+    let mut lab = Lab::new();
+    lab.target.attach(300, ram(1 << 20)).unwrap();
+    lab.move_on();
+    lab.ask(LUN_300, &[0; 6], 0, 0x80);
+    let r2t = lab.ask(LUN_300, &write10(0, 8), 4096, 0xa0).remove(0);
+    assert_eq!(r2t.opcode, 0x31);
+    let mut unit = lab.target.detach(300).unwrap();
+    lab.move_on();
+    let heard = lab.heard();
+    assert_eq!((heard[0].itt, heard[0].sense()), (r2t.itt, (5, 0x25, 0)));
+    assert_eq!(lab.session.solicited_bytes, 0);
+    lab.data_out(&r2t, 0, 0, &[1; 4096], true);
+    assert!(lab.heard().is_empty());
+    assert_eq!(lab.ask(LUN_300, &[0; 6], 0, 0x80)[0].sense(), (5, 0x25, 0));
+    // Older units are leaked by this lab, but for those no map has any more.
+    assert!(Arc::get_mut(&mut unit).is_none());
+    assert_eq!(Arc::strong_count(&unit), 2, "the lab's older map has it");
+}
+
+#[test]
+fn a_unit_that_has_grown_says_so_and_its_tasks_go_on() {
+    let mut lab = Lab::new();
+    lab.target.attach(300, ram(1 << 20)).unwrap();
+    lab.move_on();
+    lab.ask(LUN_300, &[0; 6], 0, 0x80);
+    lab.ask(LUN, &[0; 6], 0, 0x80);
+    let r2t = lab.ask(LUN_300, &write10(0, 8), 4096, 0xa0).remove(0);
+    let old = lab.target.unit(300).unwrap();
+    let grown = old.with_disk(Arc::new(Ram::new(2 << 20)));
+    lab.target.replace(300, Arc::new(grown)).unwrap();
+    lab.move_on();
+    lab.data_out(&r2t, 0, 0, &[7; 4096], true);
+    assert!(lab.heard()[0].is_good());
+    let mut byte = [0; 512];
+    old.disk().read(0, &mut byte).unwrap();
+    assert_eq!(byte[0], 7, "a task ends over the disk it began with");
+    assert_eq!(lab.ask(LUN_300, &[0; 6], 0, 0x80)[0].sense(), (6, 0x2a, 9));
+    let capacity = lab.ask(LUN_300, &[0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0], 8, 0xc0);
+    assert_eq!(capacity[0].data[..4], 4095u32.to_be_bytes());
+    // The same numbers as before: nobody has to look again.
+    assert!(lab.ask(LUN, &[0; 6], 0, 0x80)[0].is_good());
+}
+
+#[test]
+fn a_number_that_gets_another_unit_is_a_new_nexus() {
+    let mut lab = Lab::new();
+    lab.target.replace(0, ram(1 << 20)).unwrap();
+    lab.move_on();
+    assert_eq!(lab.ask(LUN, &[0; 6], 0, 0x80)[0].sense(), (6, 0x29, 0));
+}
+
+#[test]
+fn a_target_without_lun_0_answers_there_that_it_is_one() {
+    let mut lab = Lab::new();
+    lab.target.attach(300, ram(1 << 20)).unwrap();
+    lab.target.detach(0).unwrap();
+    lab.move_on();
+    let inquiry = lab.ask(LUN, &[0x12, 0, 0, 0, 36, 0], 36, 0xc0);
+    assert_eq!(inquiry[0].data[0], 0x3f);
+    let luns = lab.ask(LUN, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0], 512, 0xc0);
+    assert_eq!(luns[0].data[..4], 8u32.to_be_bytes());
+    assert_eq!(luns[0].data[8..], LUN_300);
 }

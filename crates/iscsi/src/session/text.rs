@@ -19,14 +19,14 @@ pub(super) struct TextExchange {
     response: VecDeque<u8>,
 }
 
-impl<'t> Session<'t> {
+impl Session<'_> {
     /// Answers one Text Request.
     pub(super) fn text(
         &mut self,
         pdu: &TextRequest,
         bhs: &Bhs,
         data: &[u8],
-        out: &mut Outbox<'t>,
+        out: &mut Outbox<'_>,
     ) -> Next {
         let mut exchange = match (self.text.take(), pdu.ttt) {
             (_, NO_TAG) => TextExchange {

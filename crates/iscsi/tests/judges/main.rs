@@ -23,6 +23,7 @@ use iscsi::{
 };
 
 mod trouble;
+mod units;
 
 const IQN: &str = "iqn.2026-01.lab:judges";
 /// What judges write to.
@@ -168,10 +169,7 @@ impl Lab {
     fn over(disks: Vec<Arc<dyn Disk>>, portal: &str, shape: Shape) -> Lab {
         let unit = |disk| Arc::new(LogicalUnit::new(disk, Identity::new([5; 16], "JUDGED")));
         let site = Arc::new(Site {
-            target: Arc::new(Target {
-                name: IQN.to_owned(),
-                units: disks.into_iter().map(unit).collect(),
-            }),
+            target: Arc::new(Target::new(IQN, (0..).zip(disks.into_iter().map(unit))).unwrap()),
             sessions: OnceLock::new(),
             chap: shape.chap,
             is_exclusive: AtomicBool::new(false),

@@ -13,10 +13,7 @@ fn target(name: &str) -> Arc<Target> {
         Arc::new(Ram::new(1 << 20)),
         Identity::new([1; 16], "VIRTUAL DISK"),
     );
-    Arc::new(Target {
-        name: name.to_owned(),
-        units: vec![Arc::new(unit)],
-    })
+    Arc::new(Target::of_one(name, Arc::new(unit)))
 }
 
 /// A target for everybody, and one for who knows its secret.
