@@ -15,7 +15,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all crash-proofs format lint setup
+.PHONY: demo console clean-demo test test-all crash-proofs fuzz format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -49,6 +49,12 @@ test-all: lint crash-proofs test
 # Power lost at every moment of many workloads, and rounds of kill -9: minutes.
 crash-proofs: setup
 	@$(CARGO) test --release --locked --package disk --lib -- --ignored
+
+# Arbitrary bytes against every parser and whole sessions, so long in all:
+# `make fuzz SECONDS=600`, `make fuzz DOOR=session`, `make fuzz ASAN=1`.
+SECONDS ?= 60
+fuzz:
+	@SECONDS_IN_ALL=$(SECONDS) DOOR="$(DOOR)" ASAN="$(ASAN)" CARGO="$(CARGO)" fuzz/run.sh
 
 # The hand of the house: layout, and the lints of Cargo.toml with no warning left.
 format:

@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime};
 pub mod answer;
 pub mod client;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lease;
 mod proxy;
 mod reply;

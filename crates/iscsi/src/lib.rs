@@ -11,6 +11,9 @@ use std::time::Duration;
 
 mod chap;
 mod discovery;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
 mod login;
 mod name;

@@ -35,7 +35,7 @@ impl Part {
         self.0.iov_len -= bytes;
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn start(&self) -> *const u8 {
         self.0.iov_base.cast()
     }

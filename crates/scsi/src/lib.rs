@@ -6,6 +6,9 @@
 mod attention;
 mod command;
 mod conditions;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inquiry;
 mod luns;
 mod mode;

@@ -8,6 +8,9 @@
 //! Not here: write requests (refused with error 2), `mail` mode, multicast
 //! (RFC 2090), Microsoft's variable window.
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod server;
 pub mod transfer;
 pub mod wire;
