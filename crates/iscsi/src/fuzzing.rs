@@ -18,6 +18,7 @@ use crate::login::{Entrance, Negotiation, Progress, Site};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::server::Stats;
 use crate::session::{Next, Session, Start};
+use crate::target::Units;
 use crate::task::Job;
 use crate::wire::{BHS_BYTES, Bhs, Lengths, NO_TAG, Request, padding};
 use crate::{
@@ -117,13 +118,17 @@ pub fn session(bytes: &[u8]) {
     };
     let entrances = [1, 2].map(|initiator| enter(*control, initiator));
     let target = target();
+    let units = match entrances[0].login.target {
+        Some(_) => target.snapshot(),
+        None => Arc::new(Units::none()),
+    };
     let fuzzed = Fuzzed {
         authentication: Authentication::None,
     };
     let stats = Stats::default();
     let mut pairs = entrances
         .each_ref()
-        .map(|entrance| Pair::new(entrance, &target, &fuzzed, &stats));
+        .map(|entrance| Pair::new(entrance, (&target, &units), &fuzzed, &stats));
     for (control, bhs, data) in Pdus(rest) {
         let pair = &mut pairs[usize::from(control & SECOND != 0)];
         if !pair.receive(control, bhs, data) {
@@ -309,9 +314,9 @@ fn target() -> Target {
         let identity = Identity::new([7; 16], "FUZZED");
         Arc::new(LogicalUnit::shaped(disk, identity, shape))
     };
-    Target {
-        name: TARGET.to_owned(),
-        units: units.map(unit).into(),
+    match Target::new(TARGET, (0..).zip(units.map(unit))) {
+        Ok(target) => target,
+        Err(error) => panic!("{error}"),
     }
 }
 
@@ -376,6 +381,7 @@ impl Sink for Wire {
 /// A session and what its initiator knows.
 struct Pair<'t> {
     session: Session<'t>,
+    units: &'t Units,
     out: Outbox<'t>,
     wire: Wire,
     jobs: Vec<Job>,
@@ -390,13 +396,13 @@ struct Pair<'t> {
 impl<'t> Pair<'t> {
     fn new(
         entrance: &'t Entrance,
-        target: &'t Target,
+        (target, units): (&'t Target, &'t Units),
         targets: &'t dyn Targets,
         stats: &'t Stats,
     ) -> Pair<'t> {
         let (_, stat_sn) = entrance.accept(1, WINDOW);
         let wire = Wire::default();
-        Pair {
+        let mut pair = Pair {
             session: Session::new(Start {
                 login: &entrance.login,
                 parameters: entrance.parameters.clone(),
@@ -416,7 +422,10 @@ impl<'t> Pair<'t> {
             exp_cmd_sn: entrance.exp_cmd_sn,
             max_cmd_sn: entrance.exp_cmd_sn.wrapping_add(WINDOW - 1),
             r2t: None,
-        }
+            units,
+        };
+        pair.session.move_on(&Units::none(), units, &mut pair.out);
+        pair
     }
 
     /// Hands a PDU over; whether the session goes on.
@@ -433,7 +442,7 @@ impl<'t> Pair<'t> {
             bhs[8..24].copy_from_slice(&r2t.0[8..24]); // LUN and both tags
             bhs[40..44].copy_from_slice(&r2t.0[40..44]); // buffer offset
         }
-        let next = self.session.receive(&bhs, data, &mut self.out);
+        let next = self.session.receive(self.units, &bhs, data, &mut self.out);
         self.jobs.extend(self.session.jobs());
         self.hear();
         assert!(self.jobs.len() <= 64, "jobs are bounded by the window");
