@@ -99,7 +99,9 @@ pub fn cdb(bytes: &[u8]) {
     if let Err(sense) = Command::parse(bytes) {
         refused(&sense.into());
     }
-    let _ = answer_for_absent(bytes);
+    for absent in [None, Some(Lun(0)), Some(Lun(9))] {
+        let _ = answer_for_absent(absent, bytes);
+    }
 }
 
 /// A LUN, and REPORT LUNS over it.
