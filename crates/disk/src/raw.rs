@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
@@ -24,13 +25,15 @@ use crate::{
 /// A raw file or block device.
 #[derive(Debug)]
 pub struct Raw {
-    file: File,
+    /// Shared with what [`measured`](Raw::measured) made of this disk, and with
+    /// it the lock.
+    file: Arc<File>,
     path: PathBuf,
     geometry: Geometry,
     access: Access,
     /// None where the file system cannot map.
     mapping: Option<MmapRaw>,
-    health: Health,
+    health: Arc<Health>,
 }
 
 /// Blocks of a CD or DVD.
@@ -120,45 +123,99 @@ impl Raw {
                 ),
             ));
         }
-        let mut size_bytes =
-            seek(&file, SeekFrom::End(0)).map_err(|e| trouble(context("measuring"), e.into()))?;
+        let raw = Raw {
+            file: Arc::new(file),
+            path: path.to_owned(),
+            geometry: Geometry {
+                size_bytes: 0,
+                logical_block_bytes: logical,
+                physical_block_bytes: physical,
+            },
+            access: options.access,
+            mapping: None,
+            health: Arc::default(),
+        };
+        Ok(raw.measured()?.unwrap_or(raw))
+    }
+
+    /// The same disk with the size the file or device has now, when that is
+    /// another one. Both share the lock, and whether it has failed.
+    pub fn measured(&self) -> Result<Option<Raw>, DiskError> {
+        let logical = self.geometry.logical_block_bytes;
+        let mut size_bytes = seek(&*self.file, SeekFrom::End(0))
+            .map_err(|e| trouble(self.context("measuring"), e.into()))?;
         let rest = size_bytes % u64::from(logical);
-        let is_disc = logical == DISC_BLOCK_BYTES && !writable;
+        let is_disc = logical == DISC_BLOCK_BYTES && self.access == Access::ReadOnly;
         if is_disc && rest != 0 && size_bytes > rest {
             tracing::warn!(
-                path = %path.display(),
+                path = %self.path.display(),
                 left_out_bytes = rest,
                 "not a whole number of blocks of {logical}: is it cut off?"
             );
             size_bytes -= rest;
         }
+        if size_bytes == self.geometry.size_bytes {
+            return Ok(None);
+        }
         if size_bytes % u64::from(logical) != 0 {
             return Err(DiskError::Corrupt(format!(
                 "{} has {size_bytes} bytes, not a whole number of blocks of {logical}: \
                  is it cut off? (truncate -s %{logical} pads it)",
-                path.display()
+                self.path.display()
             )));
         }
         let mapping = match usize::try_from(size_bytes) {
-            Ok(length) if length > 0 => MmapOptions::new()
-                .len(length)
-                .map_raw_read_only(&file)
-                .inspect_err(|error| tracing::debug!(path = %path.display(), %error, "not mapped"))
-                .ok(),
+            Ok(length) if length > 0 => {
+                let mapped = MmapOptions::new()
+                    .len(length)
+                    .map_raw_read_only(&*self.file);
+                let path = self.path.display();
+                mapped
+                    .inspect_err(|error| tracing::debug!(%path, %error, "not mapped"))
+                    .ok()
+            }
             _ => None,
         };
-        Ok(Raw {
-            file,
-            path: path.to_owned(),
+        Ok(Some(Raw {
+            file: Arc::clone(&self.file),
+            path: self.path.clone(),
             geometry: Geometry {
                 size_bytes,
-                logical_block_bytes: logical,
-                physical_block_bytes: physical,
+                ..self.geometry
             },
-            access: options.access,
+            access: self.access,
             mapping,
-            health: Health::default(),
-        })
+            health: Arc::clone(&self.health),
+        }))
+    }
+
+    /// Makes the file `size_bytes` long, with a hole at its end, and gives the
+    /// disk of that size, as [`measured`](Raw::measured) does. Never shorter,
+    /// and never a device.
+    pub fn grown(&self, size_bytes: u64) -> Result<Raw, DiskError> {
+        self.writable(0, 0)?;
+        let refused = |why: String| {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, why);
+            trouble(self.context("growing"), source)
+        };
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(|e| trouble(self.context("reading"), e))?;
+        if !metadata.is_file() {
+            return Err(refused("only a file grows on request".to_owned()));
+        }
+        let logical = self.geometry.logical_block_bytes;
+        if size_bytes <= metadata.len() || !size_bytes.is_multiple_of(u64::from(logical)) {
+            return Err(refused(format!(
+                "it has {} bytes, and grows to more of them, by whole blocks of {logical}",
+                metadata.len()
+            )));
+        }
+        self.file
+            .set_len(size_bytes)
+            .and_then(|()| self.file.sync_all())
+            .map_err(|e| trouble(self.context("growing"), e))?;
+        let grown = self.measured()?;
+        grown.ok_or_else(|| refused("it did not grow".to_owned()))
     }
 
     /// Where it lies.
@@ -289,8 +346,6 @@ impl Disk for Raw {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::contract::Subject;
 
@@ -355,6 +410,61 @@ mod tests {
         assert_eq!(open(5000, Access::ReadOnly).unwrap(), 4096);
         assert!(open(5000, Access::ReadWrite).is_err());
         assert!(open(2047, Access::ReadOnly).is_err());
+    }
+
+    #[test]
+    fn a_file_grows_under_its_lock_and_the_disk_before_stays_what_it_was() {
+        let file = file_of(&[7; 8192]);
+        let before = Raw::open(file.path(), Access::ReadWrite).unwrap();
+        let after = before.grown(1 << 20).unwrap();
+        assert_eq!(before.geometry().size_bytes, 8192);
+        assert_eq!(after.geometry().size_bytes, 1 << 20);
+        after.write((1 << 20) - 512, &[3; 512]).unwrap();
+        let mut bytes = [9; 1024];
+        after.read(8192 - 512, &mut bytes).unwrap();
+        assert_eq!(bytes, [[7; 512], [0; 512]].concat()[..]);
+        assert!(before.read(8192, &mut [0; 512]).is_err());
+        let mut segments = Vec::new();
+        assert!(after.segments(0, 1 << 20, &mut segments).unwrap());
+        drop(before);
+        assert!(Raw::open(file.path(), Access::ReadWrite).is_err());
+    }
+
+    #[test]
+    fn a_file_that_others_made_longer_is_measured_again() {
+        let file = file_of(&[7; 4096]);
+        let disk = Raw::open(file.path(), Access::ReadOnly).unwrap();
+        assert!(disk.measured().unwrap().is_none());
+        file.as_file().set_len(12288).unwrap();
+        let longer = disk.measured().unwrap().unwrap();
+        assert_eq!(longer.geometry().size_bytes, 12288);
+        file.as_file().set_len(12289).unwrap();
+        assert!(matches!(longer.measured(), Err(DiskError::Corrupt(_))));
+    }
+
+    #[test]
+    fn nothing_shrinks_and_what_is_read_only_does_not_grow() {
+        let file = file_of(&[7; 8192]);
+        let disk = Raw::open(file.path(), Access::ReadWrite).unwrap();
+        for size_bytes in [0, 4096, 8192, 8193] {
+            assert!(disk.grown(size_bytes).is_err(), "{size_bytes}");
+        }
+        drop(disk);
+        let disk = Raw::open(file.path(), Access::ReadOnly).unwrap();
+        assert!(matches!(disk.grown(16384), Err(DiskError::ReadOnly)));
+        assert_eq!(std::fs::metadata(file.path()).unwrap().len(), 8192);
+    }
+
+    #[test]
+    fn a_disk_that_has_failed_has_failed_at_every_size() {
+        let file = file_of(&[7; 8192]);
+        let disk = Raw::open(file.path(), Access::ReadWrite).unwrap();
+        let grown = disk.grown(16384).unwrap();
+        disk.health.fail("test".to_owned());
+        assert!(matches!(
+            grown.write(0, &[0; 512]),
+            Err(DiskError::Failed(_))
+        ));
     }
 
     #[test]
