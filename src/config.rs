@@ -22,7 +22,7 @@ mod files;
 mod keys;
 mod value;
 
-pub(crate) use files::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles, UnitKind};
+pub(crate) use files::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles};
 
 use keys::{KEYS, Key};
 use value::Given;

@@ -13,7 +13,8 @@ use crate::check::Served;
 use crate::config::{Config, DhcpMode};
 use crate::inventory::{Inventory, Limits};
 use crate::services::dhcp::Addressing;
-use crate::services::iscsi::MachineDisks;
+use crate::services::iscsi::plain::{KeptTargets, PlainTargets};
+use crate::services::iscsi::{MachineDisks, SiteTargets};
 use crate::services::tftp::LoaderFiles;
 use crate::services::{Addresses, Loaders, Site, http};
 use crate::timeline::Timeline;
@@ -22,6 +23,7 @@ mod files;
 mod live;
 
 pub(crate) use files::serve_files;
+pub(crate) use live::LiveTargets;
 use live::{Counted, LiveFacts};
 
 /// How long commands in hand may take once the program ends.
@@ -49,6 +51,7 @@ struct Running {
     inventory: Arc<Inventory>,
     timeline: Arc<Timeline>,
     disks: Arc<MachineDisks>,
+    kept: Arc<KeptTargets>,
     iscsi: Arc<iscsi::Server>,
     http: http::Server,
     tftp: Option<Arc<tftp::Server>>,
@@ -77,7 +80,18 @@ impl Running {
 
         let disks = Arc::new(MachineDisks::new(Arc::clone(&site)));
         let portal = SocketAddr::from((served.address, config.iscsi.port));
-        let targets = Arc::clone(&disks) as Arc<dyn iscsi::Targets>;
+        let plain = Arc::new(PlainTargets::default());
+        let kept = KeptTargets::restore(
+            Arc::clone(&inventory),
+            Arc::clone(&plain),
+            &site.target_prefix,
+        )?;
+        let kept = Arc::new(kept);
+        let targets = Arc::new(SiteTargets {
+            machines: Arc::clone(&disks),
+            plain,
+            kept: Arc::clone(&kept),
+        });
         let iscsi = iscsi::Server::bind(&[portal], targets, iscsi::Limits::default())
             .with_context(|| format!("opening the iSCSI portal {portal}"))?;
         let iscsi = Arc::new(iscsi);
@@ -126,6 +140,7 @@ impl Running {
             inventory: Arc::clone(&inventory),
             sessions: iscsi.sessions(),
             disks: Arc::clone(&disks),
+            kept: LiveTargets(Arc::clone(&kept)),
             policy,
             counted: Counted {
                 dhcp: Arc::downgrade(&dhcp),
@@ -145,6 +160,7 @@ impl Running {
             inventory,
             timeline,
             disks,
+            kept,
             iscsi,
             http,
             tftp,
@@ -193,12 +209,14 @@ impl Running {
         }
         self.http.stop().await;
         let iscsi = sole(self.iscsi).await;
-        let (disks, inventory, timeline) = (self.disks, self.inventory, self.timeline);
+        let (disks, kept) = (self.disks, self.kept);
+        let (inventory, timeline) = (self.inventory, self.timeline);
         let closed = tokio::task::spawn_blocking(move || {
             if let Some(iscsi) = iscsi {
                 iscsi.shutdown(DRAIN);
             }
             disks.close_all();
+            kept.close_all();
             inventory.stop_imports();
             if let Err(error) = timeline.save() {
                 tracing::error!(%error, "saving the timeline");

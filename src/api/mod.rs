@@ -1,7 +1,7 @@
 //! REST, one file per noun, described once (`openapi.json`).
 //!
-//! `/api/v1/machines`, `images`, `imports`, `overlays`, `leases`, `sessions`,
-//! `status`. The same types are the bodies here and what the command line reads.
+//! `/api/v1/machines`, `images`, `imports`, `overlays`, `targets`, `leases`,
+//! `sessions`, `status`. The same types are the bodies here and what the command line reads.
 //! A refusal is `{ "error": "one sentence" }` with the status code that fits.
 //!
 //! Whoever reaches the API may do everything the program may: it stands on a
@@ -16,6 +16,7 @@ pub(crate) mod overlays;
 mod server;
 pub(crate) mod sessions;
 pub(crate) mod status;
+pub(crate) mod targets;
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -55,6 +56,9 @@ pub(crate) trait Live: Send + Sync + 'static {
 
     /// The iSCSI sessions, oldest first.
     fn sessions(&self) -> Vec<LiveSession>;
+
+    /// Plain targets.
+    fn targets(&self) -> &dyn targets::Targets;
 
     /// Whether a machine has sessions.
     fn machine_in_use(&self, machine: Uuid) -> bool;
@@ -99,6 +103,8 @@ pub(crate) struct LiveSession {
     pub(crate) machine: Option<Uuid>,
     /// Boot generation it proved.
     pub(crate) generation: Option<u64>,
+    /// The plain target's name, where it is none of a machine's.
+    pub(crate) plain: Option<String>,
     /// InitiatorName.
     pub(crate) initiator: String,
     /// TargetName.
@@ -168,6 +174,11 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(imports::show, imports::cancel))
         .routes(routes!(overlays::list))
         .routes(routes!(overlays::remove))
+        .routes(routes!(targets::list, targets::add))
+        .routes(routes!(targets::show, targets::remove))
+        .routes(routes!(targets::add_lun))
+        .routes(routes!(targets::remove_lun, targets::resize_lun))
+        .routes(routes!(targets::rescan_lun))
         .routes(routes!(leases::list))
         .routes(routes!(sessions::list))
         .routes(routes!(status::show));

@@ -1,4 +1,4 @@
-//! `/sessions`: machines that have their disk open.
+//! `/sessions`: who has a disk open.
 
 use axum::Json;
 use axum::extract::State;
@@ -11,10 +11,12 @@ use super::{Api, ApiError};
 /// An iSCSI session.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Session {
-    /// Name of the machine.
+    /// Name of the machine, where the disk is a machine's.
     pub(crate) machine: Option<String>,
     /// Boot generation it proved.
     pub(crate) generation: Option<u64>,
+    /// Name of the target, where the disk is no machine's.
+    pub(crate) plain: Option<String>,
     /// InitiatorName.
     pub(crate) initiator: String,
     /// TargetName.
@@ -44,6 +46,7 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Session>>, A
                 .find(|machine| Some(machine.id) == session.machine)
                 .map(|machine| machine.name.to_string()),
             generation: session.generation,
+            plain: session.plain,
             initiator: session.initiator,
             target: session.target,
             peer: session.peer,

@@ -38,6 +38,8 @@ pub(crate) struct Status {
     pub(crate) machines_running: Vec<String>,
     /// Versions of images.
     pub(crate) images: usize,
+    /// Plain targets.
+    pub(crate) targets: usize,
     /// Sessions.
     pub(crate) sessions: usize,
 }
@@ -102,6 +104,7 @@ pub(super) async fn show(State(api): State<Api>) -> Result<Json<Status>, ApiErro
             machines_pending: machines.len() - known,
             machines_running: running.collect(),
             images: api.inventory.images().len(),
+            targets: api.inventory.targets()?.len(),
             sessions: api.live.sessions().len(),
         }))
     })

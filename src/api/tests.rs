@@ -13,11 +13,13 @@ use tower::ServiceExt;
 use super::*;
 use crate::inventory::tests::{Site, mac};
 use crate::inventory::{ImageRef, ImportRequest, ImportState, Name, OverlayMode};
+use crate::server::LiveTargets;
+use crate::services::iscsi::plain::KeptTargets;
 use crate::timeline::Stage;
 
 /// Live facts as a test sets them.
-#[derive(Default)]
 struct Fake {
+    targets: LiveTargets,
     running: Mutex<Vec<Uuid>>,
     closed: Mutex<Vec<Uuid>>,
 }
@@ -42,6 +44,7 @@ impl Live for Fake {
         let session = |machine: &Uuid| LiveSession {
             machine: Some(*machine),
             generation: Some(3),
+            plain: None,
             initiator: "iqn.2026-11.net.diskless:pc07.initiator".into(),
             target: "iqn.2026-11.net.diskless:pc07".into(),
             peer: "10.0.0.7:1024".into(),
@@ -51,6 +54,10 @@ impl Live for Fake {
             written_bytes: 7,
         };
         running.iter().map(session).collect()
+    }
+
+    fn targets(&self) -> &dyn targets::Targets {
+        &self.targets
     }
 
     fn machine_in_use(&self, machine: Uuid) -> bool {
@@ -77,7 +84,12 @@ impl Test {
     fn new() -> Test {
         let (inventory, directory) = Site::new().shared();
         let timeline = Arc::new(Timeline::open(Arc::clone(&inventory)).unwrap());
-        let live = Arc::new(Fake::default());
+        let kept = KeptTargets::restore(Arc::clone(&inventory), Arc::default(), "iqn.2026-01.lab");
+        let live = Arc::new(Fake {
+            targets: LiveTargets(Arc::new(kept.unwrap())),
+            running: Mutex::default(),
+            closed: Mutex::default(),
+        });
         let api = Api {
             inventory,
             timeline,
@@ -467,4 +479,84 @@ async fn on_a_loopback_address_web_pages_are_refused() {
     let from_a_page = format!("Host: {address}\r\nOrigin: http://example.org\r\n");
     assert_eq!(ask(&from_a_page).await, "403");
     server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_target_cannot_be_is_refused_with_the_status_that_fits() {
+    let test = Test::new();
+    let file = test.directory.path().join("a.img");
+    std::fs::write(&file, vec![0; 4096]).unwrap();
+    let (status, added) = test.post("/targets", json!({ "name": "data" })).await;
+    assert_eq!(status, StatusCode::CREATED, "{added}");
+    assert_eq!(added["target"]["iqn"], "iqn.2026-01.lab:target.data");
+    assert_eq!(added["target"]["portals"], json!(["10.0.0.1:3260"]));
+    let refused = [
+        (json!({ "name": "data" }), StatusCode::CONFLICT),
+        (json!({ "name": "No Name" }), StatusCode::BAD_REQUEST),
+        (
+            json!({ "name": "x", "iqn": "disk" }),
+            StatusCode::BAD_REQUEST,
+        ),
+        // A machine may be called so one day.
+        (
+            json!({ "name": "x", "iqn": "iqn.2026-01.lab:pc7" }),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            json!({ "name": "x", "chap": { "name": "me", "secret": "short" } }),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            json!({ "name": "x", "mutual": { "name": "us" } }),
+            StatusCode::BAD_REQUEST,
+        ),
+    ];
+    for (body, expected) in refused {
+        let (status, said) = test.post("/targets", body).await;
+        assert_eq!(status, expected, "{said}");
+    }
+    let lun = |body: Value| async {
+        let (status, said) = test.post("/targets/data/luns", body).await;
+        (status, said.to_string())
+    };
+    let (status, said) = lun(json!({ "file": file })).await;
+    assert_eq!(status, StatusCode::CREATED, "{said}");
+    let state = test.directory.path().join("data/state.db");
+    let refused = [
+        (json!({ "file": "a.img" }), StatusCode::BAD_REQUEST, "root"),
+        (
+            json!({ "file": "/nowhere" }),
+            StatusCode::CONFLICT,
+            "does not exist",
+        ),
+        (
+            json!({ "file": file, "kind": "read-only" }),
+            StatusCode::CONFLICT,
+            "LUN 0 of",
+        ),
+        (
+            json!({ "file": state }),
+            StatusCode::CONFLICT,
+            "belongs to diskless",
+        ),
+        (
+            json!({ "file": file, "block_bytes": 520 }),
+            StatusCode::BAD_REQUEST,
+            "512 or 4096",
+        ),
+    ];
+    for (body, expected, words) in refused {
+        let (status, said) = lun(body).await;
+        assert_eq!(status, expected, "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+    for path in ["/targets/nobody", "/targets/data/luns/7"] {
+        let (status, _) = test.delete(path).await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "{path}");
+    }
+    assert_eq!(
+        test.get("/targets/data").await["luns"][0]["size_bytes"],
+        4096
+    );
+    assert_eq!(test.delete("/targets/data").await.0, StatusCode::NO_CONTENT);
 }

@@ -97,9 +97,12 @@ enum Noun {
     /// Addresses lent
     #[command(subcommand)]
     Lease(lease::Verb),
-    /// Machines that have their disk open
+    /// Who has a disk open
     #[command(subcommand)]
     Session(session::Verb),
+    /// Plain targets; `Verb::Target` reads it.
+    #[command(skip)]
+    Target(target::Kept),
     /// Where the server listens, and who runs
     Status,
 }
@@ -112,18 +115,23 @@ pub(crate) fn parse() -> anyhow::Result<Command> {
 
 fn command(arguments: Arguments) -> anyhow::Result<Command> {
     let Arguments { api, json, verb } = arguments;
+    let socket = api.clone();
+    let ask = |noun| {
+        Command::Ask(Ask {
+            socket: socket.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
+            json,
+            noun,
+        })
+    };
     Ok(match verb {
         Verb::Target(target::Verb::Serve(serve)) => Command::ServeFiles(serve.files()?),
+        Verb::Target(target::Verb::Kept(kept)) => ask(Noun::Target(kept)),
+        Verb::Noun(noun) => ask(noun),
         Verb::Serve(settings) => Command::Serve(settings.with_socket(api)),
         Verb::Check(settings) => Command::Check {
             settings: settings.with_socket(api),
             json,
         },
-        Verb::Noun(noun) => Command::Ask(Ask {
-            socket: api.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)),
-            json,
-            noun,
-        }),
     })
 }
 
@@ -142,6 +150,7 @@ impl Ask {
             Noun::Overlay(verb) => overlay::run(&client, verb).await,
             Noun::Lease(verb) => lease::run(&client, verb).await,
             Noun::Session(verb) => session::run(&client, verb).await,
+            Noun::Target(kept) => target::run(&client, kept).await,
             Noun::Status => status::run(&client).await,
         }
     }

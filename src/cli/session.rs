@@ -21,12 +21,13 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
 
 fn list(sessions: &[Session], now: Timestamp) -> String {
     if sessions.is_empty() {
-        return "no sessions: no machine has its disk open".to_owned();
+        return "no sessions: nobody has a disk open".to_owned();
     }
     let rows = sessions.iter().map(|session| {
         [
             or_dash(session.machine.as_ref()),
             or_dash(session.generation),
+            or_dash(session.plain.as_ref()),
             session.peer.clone(),
             ago(session.since, now),
             session.commands.to_string(),
@@ -35,7 +36,7 @@ fn list(sessions: &[Session], now: Timestamp) -> String {
         ]
     });
     let header = [
-        "MACHINE", "BOOT", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN",
+        "MACHINE", "BOOT", "TARGET", "FROM", "SINCE", "COMMANDS", "READ", "WRITTEN",
     ];
-    table(header, &[1, 4, 5, 6], rows)
+    table(header, &[1, 5, 6, 7], rows)
 }

@@ -55,6 +55,9 @@ fn text(status: &Status) -> String {
         );
     }
     line("images", &status.images.to_string());
+    if status.targets > 0 {
+        line("targets", &status.targets.to_string());
+    }
     line("sessions", &status.sessions.to_string());
     text
 }
@@ -90,6 +93,7 @@ mod tests {
             machines_pending: 1,
             machines_running: vec!["pc07".into()],
             images: 1,
+            targets: 2,
             sessions: 1,
         };
         assert_eq!(
@@ -103,6 +107,7 @@ mod tests {
              machines  2 known, 1 pending; running: pc07\n\
              dropped   malformed packets: dhcp 3\n\
              images    1\n\
+             targets   2\n\
              sessions  1\n"
         );
     }

@@ -1,13 +1,19 @@
 //! `diskless target`.
 
 use std::fs;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
+use serde_json::json;
 
-use crate::config::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles, UnitKind};
+use super::client::{Client, part};
+use super::show::{Answer, bytes, or_dash, table, time};
+use crate::api::targets::{AddLun, AddTarget, AddedTarget, ChapSecret, Kind, Lun, SetLun, Target};
+
+pub(super) use serve::Serve;
+
+mod serve;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -17,58 +23,121 @@ pub(super) enum Verb {
     /// Prints one line iscsi://ADDR:PORT/IQN/LUN for each file and portal once
     /// they can be opened. The log goes to stderr.
     Serve(Serve),
+    #[command(flatten)]
+    Kept(Kept),
+}
+
+/// Targets that the running server keeps.
+#[derive(Debug, Subcommand)]
+pub(super) enum Kept {
+    /// Add a target; `target lun add` gives it disks
+    Add(Add),
+    /// List every target
+    List,
+    /// Show one target with its LUNs
+    Show {
+        /// Name of the target
+        target: String,
+    },
+    /// Forget a target; its files stay
+    Remove {
+        /// Name of the target
+        target: String,
+        /// Also while sessions have it open, which lose it
+        #[arg(long)]
+        force: bool,
+    },
+    /// The disks of a target
+    #[command(subcommand)]
+    Lun(LunVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LunVerb {
+    /// Serve a file or drive as a disk, also to sessions that run
+    Add(LunAdd),
+    /// Take a LUN away; its file stays
+    Remove {
+        /// Name of the target
+        target: String,
+        /// Number
+        lun: u16,
+        /// Also while sessions have the target open, which lose the disk
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a LUN's file larger; sessions that run hear of it
+    Resize {
+        /// Name of the target
+        target: String,
+        /// Number
+        lun: u16,
+        /// New size, as in 20G (GiB), 1.5T or a number of bytes
+        #[arg(value_parser = size)]
+        size: u64,
+    },
+    /// Look at a LUN's file or drive again: whether it has grown, has another
+    /// disc, or can be served now
+    Rescan {
+        /// Name of the target
+        target: String,
+        /// Number
+        lun: u16,
+    },
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Serve {
-    /// Raw images, ISOs or block devices: LUN 0, 1, 2 and so on
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
+pub(super) struct Add {
+    /// Name: a to z, 0 to 9 and "-"
+    name: String,
+    /// Its iSCSI name [default: one of this site's, ending in :target.NAME]
+    #[arg(long, value_name = "NAME")]
+    iqn: Option<String>,
+    /// Let in only who proves this by CHAP. Other users of this host see
+    /// command lines: better --chap-file or --chap-generate
+    #[arg(long, value_name = "NAME:SECRET", group = "proof")]
+    chap: Option<String>,
+    /// The same, from the first line of a file
+    #[arg(long, value_name = "FILE", group = "proof")]
+    chap_file: Option<PathBuf>,
+    /// The same, with a secret that is made and shown this once
+    #[arg(long, value_name = "NAME", group = "proof")]
+    chap_generate: Option<String>,
+    /// Prove this to initiators that ask (mutual CHAP), from the first line of
+    /// a file: NAME:SECRET, or NAME alone for a secret that is made
+    #[arg(long, value_name = "FILE", requires = "proof")]
+    mutual: Option<PathBuf>,
+}
 
-    /// Where to listen, may be repeated; port 0 is any free one
-    #[arg(long, value_name = "ADDR:PORT", default_values_t = [DEFAULT_PORTAL])]
-    listen: Vec<SocketAddr>,
-
+#[derive(Debug, Args)]
+pub(super) struct LunAdd {
     /// Name of the target
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_TARGET, value_parser = iscsi::Iqn::parse)]
-    iqn: iscsi::Iqn,
-
+    target: String,
+    /// Raw image, ISO or block device
+    file: PathBuf,
+    /// Its number [default: the lowest that is free]
+    #[arg(long, value_name = "NUMBER")]
+    lun: Option<u16>,
     #[command(flatten)]
-    kind: Kind,
-
+    kind: KindFlags,
+    /// Let several initiators have it at once: a cluster's disk, whose members
+    /// keep apart by reservations. An ordinary file system is destroyed
+    #[arg(long)]
+    shared: bool,
     /// Logical blocks of 512 or 4096 bytes [default: 512, a block device's
     /// own, 2048 for --cdrom]
     #[arg(long, value_name = "BYTES", value_parser = block_bytes, conflicts_with = "cdrom")]
     block_size: Option<u32>,
-
-    /// Let in only who proves this by CHAP. Other users of this host see
-    /// command lines: better the variable, or --chap-file
-    #[arg(
-        long,
-        value_name = "NAME:SECRET",
-        env = "DISKLESS_TARGET_CHAP",
-        hide_env_values = true
-    )]
-    chap: Option<String>,
-
-    /// The same, from the first line of a file
-    #[arg(long, value_name = "FILE")]
-    chap_file: Option<PathBuf>,
-
-    /// Serve a file's bytes as they are, even where it looks like a qcow2,
+    /// Take the file's bytes as they are, even where it looks like a qcow2,
     /// VHD or compressed image
     #[arg(long)]
     raw: bool,
-
-    /// Level of the log: error, warn, info, debug or trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    log_level: String,
 }
 
 /// What a file is shown as: a fixed, fully provisioned disk, or one of these.
 #[derive(Clone, Copy, Debug, Args)]
 #[group(multiple = false)]
-pub(super) struct Kind {
+pub(super) struct KindFlags {
     /// A thinly provisioned disk: initiators give space back, and the file gets
     /// holes
     #[arg(long)]
@@ -84,63 +153,344 @@ pub(super) struct Kind {
     cdrom: bool,
 }
 
-impl Kind {
-    fn named(self) -> UnitKind {
+impl KindFlags {
+    fn kind(self) -> Kind {
         match self {
-            Kind { thin: true, .. } => UnitKind::Thin,
-            Kind {
+            KindFlags { thin: true, .. } => Kind::Thin,
+            KindFlags {
                 read_only: true, ..
-            } => UnitKind::ReadOnly,
-            Kind {
+            } => Kind::ReadOnly,
+            KindFlags {
                 removable: true, ..
-            } => UnitKind::Removable,
-            Kind { cdrom: true, .. } => UnitKind::Optical,
-            _ => UnitKind::Disk,
+            } => Kind::Removable,
+            KindFlags { cdrom: true, .. } => Kind::Cdrom,
+            _ => Kind::Disk,
         }
     }
 }
 
-impl Serve {
-    /// What is to be served; reads the secret.
-    pub(super) fn files(self) -> anyhow::Result<ServedFiles> {
-        let chap = match (&self.chap_file, &self.chap) {
-            (Some(path), _) => {
-                let context = || format!("the CHAP file {}", path.display());
-                let text = fs::read_to_string(path).with_context(context)?;
-                let line = text.lines().next().unwrap_or_default();
-                Some(Chap::parse(line).with_context(context)?)
-            }
-            (None, Some(chap)) => Some(Chap::parse(chap)?),
-            (None, None) => None,
-        };
-        let mut portals = self.listen;
-        portals.dedup();
-        if self.files.len() > MAX_FILES {
-            bail!(
-                "{} files are more than one target has LUNs ({MAX_FILES})",
-                self.files.len()
-            );
+pub(super) async fn run(client: &Client, kept: Kept) -> anyhow::Result<Answer> {
+    match kept {
+        Kept::Add(add) => {
+            let added: AddedTarget = client.add("/targets", &add.body()?).await?;
+            Answer::new(words_of_added(&added), &added)
         }
-        Ok(ServedFiles {
-            files: self.files,
-            portals,
-            target: self.iqn,
-            kind: self.kind.named(),
-            block_bytes: self.block_size,
+        Kept::List => {
+            let targets: Vec<Target> = client.show("/targets").await?;
+            Answer::new(list(&targets), &targets)
+        }
+        Kept::Show { target } => {
+            let target: Target = client.show(&path(&target)).await?;
+            Answer::new(details(&target), &target)
+        }
+        Kept::Remove { target, force } => {
+            client
+                .remove(&format!("{}{}", path(&target), forced(force)))
+                .await?;
+            Answer::new(format!("removed {target}"), &json!({ "removed": target }))
+        }
+        Kept::Lun(verb) => run_lun(client, verb).await,
+    }
+}
+
+async fn run_lun(client: &Client, verb: LunVerb) -> anyhow::Result<Answer> {
+    match verb {
+        LunVerb::Add(add) => {
+            let target = add.target.clone();
+            let lun: Lun = client
+                .add(&format!("{}/luns", path(&target)), &add.body()?)
+                .await?;
+            Answer::new(format!("added to {target}: {}", summary(&lun)), &lun)
+        }
+        LunVerb::Remove { target, lun, force } => {
+            let path = lun_path(&target, lun) + forced(force);
+            client.remove(&path).await?;
+            let removed = json!({ "removed": { "target": target, "lun": lun } });
+            Answer::new(format!("removed LUN {lun} of {target}"), &removed)
+        }
+        LunVerb::Resize { target, lun, size } => {
+            let set = SetLun { size_bytes: size };
+            let lun: Lun = client.set(&lun_path(&target, lun), &set).await?;
+            Answer::new(summary(&lun), &lun)
+        }
+        LunVerb::Rescan { target, lun } => {
+            let path = format!("{}/rescan", lun_path(&target, lun));
+            let lun: Lun = client.add(&path, &json!({})).await?;
+            Answer::new(summary(&lun), &lun)
+        }
+    }
+}
+
+fn path(target: &str) -> String {
+    format!("/targets/{}", part(target))
+}
+
+fn lun_path(target: &str, lun: u16) -> String {
+    format!("{}/luns/{lun}", path(target))
+}
+
+fn forced(force: bool) -> &'static str {
+    if force { "?force=true" } else { "" }
+}
+
+impl Add {
+    /// Reads the secrets.
+    fn body(self) -> anyhow::Result<AddTarget> {
+        let chap = match (self.chap, self.chap_file, self.chap_generate) {
+            (Some(text), _, _) => Some(whole(&text)?),
+            (_, Some(file), _) => {
+                let chap = whole(&first_line(&file)?);
+                Some(chap.with_context(|| format!("the CHAP file {}", file.display()))?)
+            }
+            (_, _, Some(name)) => Some(ChapSecret { name, secret: None }),
+            (None, None, None) => None,
+        };
+        let mutual = match self.mutual {
+            Some(file) => {
+                let line = first_line(&file)?;
+                Some(match line.split_once(':') {
+                    Some(_) => whole(&line)?,
+                    None => ChapSecret {
+                        name: line,
+                        secret: None,
+                    },
+                })
+            }
+            None => None,
+        };
+        Ok(AddTarget {
+            name: self.name,
+            iqn: self.iqn,
             chap,
-            as_it_is: self.raw,
-            log_level: self.log_level,
+            mutual,
         })
     }
 }
 
-/// LUNs of one target: what flat addressing has numbers for.
-const MAX_FILES: usize = 1 << 14;
+impl LunAdd {
+    fn body(self) -> anyhow::Result<AddLun> {
+        // The server has a working directory of its own.
+        let file = std::path::absolute(&self.file)
+            .with_context(|| format!("the path of {}", self.file.display()))?;
+        let Some(file) = file.to_str() else {
+            bail!(
+                "{} is not UTF-8: give the file another name",
+                file.display()
+            );
+        };
+        Ok(AddLun {
+            file: file.to_owned(),
+            lun: self.lun,
+            kind: self.kind.kind(),
+            shared: self.shared,
+            block_bytes: self.block_size,
+            raw: self.raw,
+        })
+    }
+}
+
+fn whole(text: &str) -> anyhow::Result<ChapSecret> {
+    let (name, secret) = text.split_once(':').context("write it as NAME:SECRET")?;
+    Ok(ChapSecret {
+        name: name.to_owned(),
+        secret: Some(secret.to_owned()),
+    })
+}
+
+/// The first line of a file that holds a secret.
+fn first_line(path: &Path) -> anyhow::Result<String> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("reading the CHAP file {}", path.display()))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+fn words_of_added(added: &AddedTarget) -> String {
+    let target = &added.target;
+    let mut text = format!("added {}: {}\n", target.name, target.iqn);
+    let mut secret = |whose: &str, name: &Option<String>, secret: &Option<String>| {
+        if let (Some(name), Some(secret)) = (name, secret) {
+            text.push_str(&format!(
+                "{whose} CHAP name {name}, secret {secret} (it is not shown again)\n"
+            ));
+        }
+    };
+    secret("initiators:", &target.chap, &added.secret);
+    secret("the target:", &target.mutual, &added.mutual_secret);
+    if target.chap.is_none() {
+        text.push_str(&format!(
+            "whoever reaches {} may open it; `target add --chap-generate NAME` makes a target with \
+             a secret\n",
+            target.portals.join(", ")
+        ));
+    }
+    text.push_str(&format!(
+        "give it a disk: `diskless target lun add {} FILE`",
+        target.name
+    ));
+    text
+}
+
+fn list(targets: &[Target]) -> String {
+    if targets.is_empty() {
+        return "no targets: `diskless target add NAME` adds one".to_owned();
+    }
+    let rows = targets.iter().map(|target| {
+        let troubled = target
+            .luns
+            .iter()
+            .filter(|lun| lun.trouble.is_some())
+            .count();
+        let luns = match troubled {
+            0 => target.luns.len().to_string(),
+            _ => format!("{} ({troubled} not served)", target.luns.len()),
+        };
+        [
+            target.name.clone(),
+            luns,
+            bytes(target.luns.iter().filter_map(|lun| lun.size_bytes).sum()),
+            target.sessions.to_string(),
+            or_dash(target.chap.as_ref()),
+            target.iqn.clone(),
+        ]
+    });
+    table(
+        ["NAME", "LUNS", "SIZE", "SESSIONS", "CHAP", "IQN"],
+        &[2, 3],
+        rows,
+    )
+}
+
+fn details(target: &Target) -> String {
+    let mut text = String::new();
+    let mut line = |what: &str, value: &str| text.push_str(&format!("{what:<10} {value}\n"));
+    line("name", &target.name);
+    line("IQN", &target.iqn);
+    line("portals", &target.portals.join(", "));
+    let open = "none: whoever reaches a portal may open it";
+    line("CHAP", target.chap.as_deref().unwrap_or(open));
+    if let Some(mutual) = &target.mutual {
+        line("mutual", mutual);
+    }
+    line("sessions", &target.sessions.to_string());
+    line("added", &time(target.created));
+    if target.luns.is_empty() {
+        line("LUNs", "none");
+        return text;
+    }
+    let rows = target.luns.iter().map(|lun| {
+        [
+            lun.lun.to_string(),
+            word(lun.kind).to_owned() + if lun.shared { ", shared" } else { "" },
+            or_dash(lun.size_bytes.map(bytes)),
+            lun.file.clone(),
+            lun.trouble.clone().unwrap_or_default(),
+        ]
+    });
+    text.push('\n');
+    text.push_str(&table(["LUN", "KIND", "SIZE", "FILE", ""], &[0, 2], rows));
+    text
+}
+
+fn summary(lun: &Lun) -> String {
+    let state = match (&lun.size_bytes, &lun.trouble) {
+        (Some(size), _) => bytes(*size),
+        (None, trouble) => format!("not served: {}", or_dash(trouble.as_ref())),
+    };
+    format!("LUN {} ({}, {state}) {}", lun.lun, word(lun.kind), lun.file)
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Disk => "disk",
+        Kind::Thin => "thin",
+        Kind::ReadOnly => "read-only",
+        Kind::Removable => "removable",
+        Kind::Cdrom => "cdrom",
+    }
+}
+
+/// A size as people write it: `20G` is 20 GiB.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size: write it as in 20G, 1.5T or 21474836480");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_uppercase();
+    let shift = match unit.trim_end_matches("IB") {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        "P" => 50,
+        _ => return Err(wrong()),
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let number = |text: &str| text.parse::<u64>().map_err(|_| wrong());
+    let bytes = number(whole)?.checked_mul(1 << shift).ok_or_else(wrong)?;
+    if fraction.is_empty() {
+        return Ok(bytes);
+    }
+    // A part of a unit, to nine digits.
+    if fraction.len() > 9 || shift == 0 {
+        return Err(wrong());
+    }
+    let scale = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(9));
+    let part = (u128::from(number(fraction)?) << shift) / scale;
+    // Whole blocks of whatever size.
+    let part = u64::try_from(part).map_err(|_| wrong())? & !4095;
+    bytes.checked_add(part).ok_or_else(wrong)
+}
 
 fn block_bytes(text: &str) -> Result<u32, String> {
     match text {
         "512" => Ok(512),
         "4096" | "4k" | "4K" => Ok(4096),
         _ => Err("512 or 4096".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_read_with_binary_units() {
+        assert_eq!(size("20G"), Ok(20 << 30));
+        assert_eq!(size("1.5T"), Ok(3 << 39));
+        assert_eq!(size("512m"), Ok(512 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("4096"), Ok(4096));
+        for wrong in ["", "G", "20X", "-1G", "1.5", "1.5.5G", "99999999P", "20 G"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_target_without_chap_says_who_may_open_it() {
+        let target = Target {
+            id: uuid::Uuid::nil(),
+            name: "data".into(),
+            iqn: "iqn.2026-01.lab:data".into(),
+            portals: vec!["10.0.0.1:3260".into()],
+            chap: None,
+            mutual: None,
+            luns: Vec::new(),
+            sessions: 0,
+            created: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let mut added = AddedTarget {
+            target,
+            secret: None,
+            mutual_secret: None,
+        };
+        let words = words_of_added(&added);
+        assert!(words.contains("whoever reaches 10.0.0.1:3260"), "{words}");
+        added.target.chap = Some("me".into());
+        added.secret = Some("0123456789abcdef".into());
+        let words = words_of_added(&added);
+        assert!(!words.contains("whoever"), "{words}");
+        assert!(
+            words.contains("CHAP name me, secret 0123456789abcdef"),
+            "{words}"
+        );
     }
 }

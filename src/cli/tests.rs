@@ -9,9 +9,11 @@ use clap::CommandFactory;
 use uuid::Uuid;
 
 use super::*;
-use crate::api::{Api, Door, Listeners, Live, LiveSession, LiveStatus, Server};
+use crate::api::{Api, Door, Listeners, Live, LiveSession, LiveStatus, Server, targets};
 use crate::config::Config;
 use crate::inventory::tests::Site;
+use crate::server::LiveTargets;
+use crate::services::iscsi::plain::KeptTargets;
 use crate::timeline::Timeline;
 
 fn parsed(line: &str) -> anyhow::Result<Command> {
@@ -19,8 +21,10 @@ fn parsed(line: &str) -> anyhow::Result<Command> {
     command(Arguments::try_parse_from(words)?)
 }
 
-/// A server on which the machine `running` runs.
-struct Nothing;
+/// A server on which no machine runs.
+struct Nothing {
+    targets: LiveTargets,
+}
 
 impl Live for Nothing {
     fn status(&self) -> LiveStatus {
@@ -39,6 +43,10 @@ impl Live for Nothing {
 
     fn sessions(&self) -> Vec<LiveSession> {
         Vec::new()
+    }
+
+    fn targets(&self) -> &dyn targets::Targets {
+        &self.targets
     }
 
     fn machine_in_use(&self, _machine: Uuid) -> bool {
@@ -62,10 +70,12 @@ impl Running {
         let (inventory, directory) = Site::new().shared();
         let timeline = Arc::new(Timeline::open(Arc::clone(&inventory)).unwrap());
         let socket = directory.path().join("run/api.sock");
+        let kept = KeptTargets::restore(Arc::clone(&inventory), Arc::default(), "iqn.2026-01.lab");
+        let targets = LiveTargets(Arc::new(kept.unwrap()));
         let api = Api {
             inventory,
             timeline,
-            live: Arc::new(Nothing),
+            live: Arc::new(Nothing { targets }),
         };
         let listeners = Listeners::bind(Some(&socket), None).await.unwrap();
         Running {
@@ -217,6 +227,10 @@ async fn every_answer_is_there_as_json() {
         "machine set pc07 --address 10.0.0.7",
         "machine remove pc07",
         "overlay list",
+        "target add data --chap-generate me",
+        "target list",
+        "target show data",
+        "target remove data",
         "lease list",
         "session list",
         "status",
@@ -237,4 +251,64 @@ async fn a_name_with_a_slash_stays_one_part_of_the_path() {
         refusal.contains("there is no machine \"../status\""),
         "{refusal}"
     );
+}
+
+#[tokio::test]
+async fn a_target_gets_disks_that_grow_and_go_while_their_files_stay() {
+    let running = Running::start().await;
+    let file = running.directory.path().join("a.img");
+    fs::File::create(&file).unwrap().set_len(4 << 20).unwrap();
+    let path = file.display();
+    let said = running.answer("target add data").await.unwrap();
+    assert!(said.contains("iqn.2026-01.lab:target.data"), "{said}");
+    assert!(said.contains("whoever reaches"), "{said}");
+    let add = format!("target lun add data {path} --thin --lun 3");
+    let said = running.answer(&add).await.unwrap();
+    assert!(said.contains("LUN 3 (thin, 4.00 MiB)"), "{said}");
+    let said = running.answer("target lun resize data 3 8M").await.unwrap();
+    assert!(said.contains("8.00 MiB"), "{said}");
+    assert_eq!(fs::metadata(&file).unwrap().len(), 8 << 20);
+    let refusal = running
+        .answer("target lun resize data 3 4M")
+        .await
+        .unwrap_err();
+    assert!(refusal.contains("not shrink"), "{refusal}");
+    fs::File::options()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(12 << 20)
+        .unwrap();
+    let said = running.answer("target lun rescan data 3").await.unwrap();
+    assert!(said.contains("12.00 MiB"), "{said}");
+    let said = running.answer("target show data").await.unwrap();
+    assert!(
+        said.contains("12.00 MiB") && said.contains("a.img"),
+        "{said}"
+    );
+    running.answer("target lun remove data 3").await.unwrap();
+    running.answer("target remove data").await.unwrap();
+    assert!(file.exists());
+    let said = running.answer("target list").await.unwrap();
+    assert!(said.contains("no targets"), "{said}");
+}
+
+#[tokio::test]
+async fn a_made_secret_is_shown_once_and_a_given_one_never() {
+    let running = Running::start().await;
+    let said = running
+        .answer("--json target add data --chap-generate me")
+        .await
+        .unwrap();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let secret = said["secret"].as_str().unwrap();
+    assert_eq!(secret.len(), 16);
+    let shown = running.answer("--json target show data").await.unwrap();
+    assert!(!shown.contains(secret), "{shown}");
+    assert!(shown.contains("\"chap\": \"me\""), "{shown}");
+    let said = running
+        .answer("--json target add other --chap me:another-secret")
+        .await
+        .unwrap();
+    assert!(!said.contains("another-secret"), "{said}");
 }

@@ -4,7 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-pub(crate) use crate::inventory::{Chap, UnitKind};
+pub(crate) use crate::inventory::Chap;
+use crate::inventory::UnitKind;
 
 /// Where files are served when nobody says otherwise: to this host alone.
 pub(crate) const DEFAULT_PORTAL: SocketAddr =

@@ -1,8 +1,8 @@
-//! FACTS: what this site has: machines, images, overlays, leases.
+//! FACTS: what this site has: machines, images, overlays, leases, plain targets.
 //!
 //! [`Inventory`] is the one thing the rest of the program holds; each noun is a
-//! file here and adds its own methods to it. Facts about machines, overlays and
-//! leases lie in `DATA/state.db` and are saved by `store` alone; facts about an
+//! file here and adds its own methods to it. Facts about machines, overlays,
+//! leases and targets lie in `DATA/state.db` and are saved by `store` alone; facts about an
 //! image lie beside its bytes, in its manifest, so that a copied DATA serves
 //! every disk without a database.
 //!
@@ -39,7 +39,7 @@ pub(crate) use machine::{
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
 pub(crate) use store::{SavedEvent, Store, Survives};
-pub(crate) use target::{Chap, UnitKind};
+pub(crate) use target::{Chap, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitKind};
 
 /// All facts of one data directory, held locked while this lives.
 pub(crate) struct Inventory {

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::Stop;
 use crate::config::ServedFiles;
+use crate::inventory::Proof;
 use crate::services::iscsi::plain::{PlainTargets, UnitOptions, open_unit, product};
 
 /// How long commands under way may take at the end.
@@ -29,10 +30,11 @@ pub(crate) async fn serve_files(served: &ServedFiles) -> anyhow::Result<()> {
         let identity = iscsi::Identity::new(lasting_id(file), product(served.kind));
         units.push(Arc::new(open_unit(file, options, identity)?));
     }
-    let numbered = (0..).zip(units.iter().cloned());
-    let target = iscsi::Target::new(served.target.to_string(), numbered)?;
+    let numbered = (0..).zip(units.iter().map(Arc::clone));
+    let target = iscsi::Target::new(served.target.as_str(), numbered)?;
     let targets = PlainTargets::default();
-    targets.add(Arc::new(target), served.chap.clone());
+    let proof = served.chap.clone().map(|chap| Proof { chap, mutual: None });
+    targets.add(Arc::new(target), proof);
     let server = listen(served, Arc::new(targets))?;
     if served.chap.is_none()
         && served

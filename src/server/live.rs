@@ -5,10 +5,14 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
+use crate::api::targets::Targets;
 use crate::api::{Door, Live, LiveSession, LiveStatus};
-use crate::inventory::{Inventory, Machine, parse_chap_name};
+use crate::inventory::{
+    self, Inventory, Machine, Name, NewUnit, PlainTarget, Proof, Unit, parse_chap_name,
+};
 use crate::services::dhcp::Addressing;
 use crate::services::iscsi::MachineDisks;
+use crate::services::iscsi::plain::{KeptTargets, UnitState};
 
 /// Answers [`Live`] from the services.
 pub(super) struct LiveFacts {
@@ -19,6 +23,7 @@ pub(super) struct LiveFacts {
     pub(super) inventory: Arc<Inventory>,
     pub(super) sessions: iscsi::Sessions,
     pub(super) disks: Arc<MachineDisks>,
+    pub(super) kept: LiveTargets,
     pub(super) policy: Arc<Addressing>,
     pub(super) counted: Counted,
 }
@@ -72,6 +77,10 @@ impl Live for LiveFacts {
             .collect()
     }
 
+    fn targets(&self) -> &dyn Targets {
+        &self.kept
+    }
+
     fn machine_in_use(&self, machine: Uuid) -> bool {
         self.disks.is_in_use(machine)
     }
@@ -90,9 +99,15 @@ impl LiveFacts {
         let named = session.chap_name.as_deref().and_then(parse_chap_name);
         let machine: Option<Machine> =
             named.and_then(|(name, _)| self.inventory.machine_by_name(name).ok());
+        let plain = self.kept.0.name_of(&session.target);
+        let (machine, named) = match plain {
+            Some(_) => (None, None),
+            None => (machine, named),
+        };
         LiveSession {
             machine: machine.map(|machine| machine.id),
             generation: named.map(|(_, generation)| generation),
+            plain,
             initiator: session.initiator.clone(),
             target: session.target.clone(),
             peer: session.peer.to_string(),
@@ -101,5 +116,50 @@ impl LiveFacts {
             read_bytes: session.bytes_read,
             written_bytes: session.bytes_written,
         }
+    }
+}
+
+/// Answers [`Targets`] from the plain targets that are kept.
+pub(crate) struct LiveTargets(pub(crate) Arc<KeptTargets>);
+
+impl Targets for LiveTargets {
+    fn add(
+        &self,
+        name: Name,
+        iqn: Option<&str>,
+        proof: Option<Proof>,
+    ) -> inventory::Result<PlainTarget> {
+        self.0.add_target(name, iqn, proof)
+    }
+
+    fn remove(&self, name: &str, force: bool) -> inventory::Result<()> {
+        self.0.remove_target(name, force)
+    }
+
+    fn add_unit(&self, target: &str, unit: NewUnit) -> inventory::Result<Unit> {
+        self.0.add_unit(target, unit)
+    }
+
+    fn remove_unit(&self, target: &str, lun: u16, force: bool) -> inventory::Result<()> {
+        self.0.remove_unit(target, lun, force)
+    }
+
+    fn resize_unit(&self, target: &str, lun: u16, size_bytes: u64) -> inventory::Result<()> {
+        self.0.resize_unit(target, lun, size_bytes)
+    }
+
+    fn rescan_unit(&self, target: &str, lun: u16) -> inventory::Result<()> {
+        self.0.rescan_unit(target, lun)
+    }
+
+    fn unit_size(&self, target: Uuid, lun: u16) -> Result<u64, String> {
+        match self.0.unit_state(target, lun) {
+            UnitState::Served { size_bytes } => Ok(size_bytes),
+            UnitState::Trouble(why) => Err(why),
+        }
+    }
+
+    fn sessions(&self, target: &PlainTarget) -> usize {
+        self.0.sessions(target)
     }
 }

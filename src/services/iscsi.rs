@@ -31,9 +31,12 @@ use crate::boot::{BootPlan, plan};
 use crate::inventory::{self, Generations, Machine, Overlay, Prepared};
 use crate::timeline::Stage;
 
+pub(crate) use portal::SiteTargets;
+
 mod images;
 mod overlays;
 pub(crate) mod plain;
+mod portal;
 #[cfg(test)]
 mod tests;
 

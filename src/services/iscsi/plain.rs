@@ -1,62 +1,113 @@
 //! Plain targets: files and drives that belong to no machine.
 //!
 //! Who may open one: whoever proves its CHAP secret, or, where it has none,
-//! whoever reaches the portal.
+//! whoever reaches the portal. A target with a disk that is not made for
+//! several initiators lets in one at a time, however many sessions that one
+//! has.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use iscsi::disk::{Access, Disk, DiskError, Raw, RawOptions, probe};
-use iscsi::{
-    Attachment, Authentication, Device, Identity, LogicalUnit, Login, LoginRefusal, Medium,
-    Provisioning, Secret, Shape, Target, Targets,
-};
+use iscsi::{Attachment, Authentication, Login, LoginRefusal, Secret, Target, Targets};
 
-use crate::inventory::{Chap, UnitKind};
+use super::lock;
+use crate::inventory::Proof;
 
-/// Block of a CD or DVD.
-const OPTICAL_BLOCK_BYTES: u32 = 2048;
+pub(crate) use kept::{KeptTargets, UnitState};
+pub(crate) use unit::{UnitOptions, open_unit, product};
 
-/// Plain targets, by name.
+mod kept;
+#[cfg(test)]
+mod tests;
+mod unit;
+
+/// How often a refused initiator, which tries again and again, is worth a line
+/// of the log.
+const REFUSALS_APART: Duration = Duration::from_secs(60);
+
+/// Plain targets that can be opened, by iSCSI name.
 #[derive(Default)]
 pub(crate) struct PlainTargets {
-    targets: RwLock<BTreeMap<String, Plain>>,
+    targets: RwLock<BTreeMap<String, Arc<Plain>>>,
 }
 
-#[derive(Clone)]
+/// A target that can be opened.
 struct Plain {
     target: Arc<Target>,
-    chap: Option<Chap>,
+    proof: Option<Proof>,
+    guests: Mutex<Guests>,
+}
+
+/// Who is in.
+#[derive(Default)]
+struct Guests {
+    /// Whether one initiator at a time is let in.
+    is_exclusive: bool,
+    /// Sessions of each initiator.
+    sessions: BTreeMap<String, usize>,
+    /// When a refusal was logged last.
+    refused: Option<Instant>,
 }
 
 impl PlainTargets {
-    /// Lets a target be opened from now on.
-    pub(crate) fn add(&self, target: Arc<Target>, chap: Option<Chap>) {
+    /// Lets a target be opened from now on, by several initiators at once.
+    pub(crate) fn add(&self, target: Arc<Target>, proof: Option<Proof>) {
+        let plain = Plain {
+            proof,
+            guests: Mutex::default(),
+            target,
+        };
         let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
-        targets.insert(target.name.clone(), Plain { target, chap });
+        targets.insert(plain.target.name.clone(), Arc::new(plain));
     }
 
-    fn find(&self, login: &Login) -> Option<Plain> {
-        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
-        targets.get(login.target.as_ref()?).cloned()
+    /// Lets nobody open a target any more.
+    pub(crate) fn remove(&self, iqn: &str) {
+        let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
+        targets.remove(iqn);
+    }
+
+    /// Whether there is such a target.
+    pub(crate) fn has(&self, iqn: &str) -> bool {
+        self.targets().contains_key(iqn)
+    }
+
+    /// Says whether a target lets in one initiator at a time from now on;
+    /// refuses, and gives who is in, when there are several already.
+    pub(crate) fn set_exclusive(&self, iqn: &str, is_exclusive: bool) -> Result<(), Vec<String>> {
+        let Some(plain) = self.targets().get(iqn).cloned() else {
+            return Ok(());
+        };
+        let mut guests = lock(&plain.guests);
+        if is_exclusive && guests.sessions.len() > 1 {
+            return Err(guests.sessions.keys().cloned().collect());
+        }
+        guests.is_exclusive = is_exclusive;
+        Ok(())
+    }
+
+    /// How many sessions a target has.
+    pub(crate) fn sessions(&self, iqn: &str) -> usize {
+        let plain = self.targets().get(iqn).cloned();
+        plain.map_or(0, |plain| lock(&plain.guests).sessions.values().sum())
+    }
+
+    fn targets(&self) -> RwLockReadGuard<'_, BTreeMap<String, Arc<Plain>>> {
+        self.targets.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, login: &Login) -> Option<Arc<Plain>> {
+        self.targets().get(login.target.as_ref()?).cloned()
     }
 }
 
 impl Targets for PlainTargets {
     fn authentication(&self, login: &Login) -> Authentication {
-        let is_closed = |plain: &Plain| plain.chap.is_some();
         let asks = match login.target {
-            Some(_) => self.find(login).is_some_and(|plain| is_closed(&plain)),
+            Some(_) => self.find(login).is_some_and(|plain| plain.proof.is_some()),
             // Discovery names none yet: one that anybody may open is enough.
-            None => {
-                let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
-                targets.values().all(is_closed)
-            }
+            None => self.targets().values().all(|plain| plain.proof.is_some()),
         };
         match asks {
             true => Authentication::Chap,
@@ -65,192 +116,85 @@ impl Targets for PlainTargets {
     }
 
     fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<Secret> {
-        let knows = |plain: &Plain| {
-            let chap = plain.chap.as_ref().filter(|chap| chap.name == chap_name)?;
-            Some(Secret::new(chap.secret.as_bytes()))
+        let knows = |plain: &Arc<Plain>| {
+            let proof = plain.proof.as_ref();
+            let proof = proof.filter(|proof| proof.chap.name == chap_name)?;
+            Some(Secret::new(proof.chap.secret.as_bytes()))
         };
         match login.target {
             Some(_) => knows(&self.find(login)?),
-            None => {
-                let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
-                targets.values().find_map(knows)
-            }
+            None => self.targets().values().find_map(knows),
         }
     }
 
     fn open(&self, login: &Login) -> Result<Attachment, LoginRefusal> {
         let plain = self.find(login).ok_or(LoginRefusal::NotFound)?;
-        let ended = SessionEnd {
-            target: plain.target.name.clone(),
-            initiator: login.initiator.clone(),
-        };
-        tracing::info!(
-            target_name = ended.target,
-            initiator = ended.initiator,
-            peer = %login.peer,
-            "logged in"
-        );
+        let guest = Guest::enter(plain, login)?;
         Ok(Attachment {
-            target: plain.target,
-            guard: Box::new(ended),
+            target: Arc::clone(&guest.plain.target),
+            guard: Box::new(guest),
         })
     }
 
     fn discover(&self, login: &Login) -> Vec<String> {
-        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
-        let may_open = |plain: &&Plain| match &plain.chap {
+        let may_open = |plain: &&Arc<Plain>| match &plain.proof {
             None => true,
-            Some(chap) => login.chap_name.as_ref() == Some(&chap.name),
+            Some(proof) => login.chap_name.as_ref() == Some(&proof.chap.name),
         };
+        let targets = self.targets();
         let found = targets.values().filter(may_open);
         found.map(|plain| plain.target.name.clone()).collect()
     }
 }
 
-/// Logs the end of a session.
-struct SessionEnd {
-    target: String,
+/// One session of an initiator.
+struct Guest {
+    plain: Arc<Plain>,
     initiator: String,
 }
 
-impl Drop for SessionEnd {
+impl Guest {
+    fn enter(plain: Arc<Plain>, login: &Login) -> Result<Guest, LoginRefusal> {
+        let target_name = &plain.target.name;
+        let initiator = &login.initiator;
+        let mut guests = lock(&plain.guests);
+        let other = guests.sessions.keys().find(|other| *other != initiator);
+        if let Some(other) = other.filter(|_| guests.is_exclusive) {
+            let now = Instant::now();
+            let is_news = guests
+                .refused
+                .is_none_or(|last| now.duration_since(last) >= REFUSALS_APART);
+            if is_news {
+                tracing::warn!(
+                    target_name,
+                    initiator,
+                    other,
+                    "refused: another initiator has it open, and its disks are not shared"
+                );
+                guests.refused = Some(now);
+            }
+            return Err(LoginRefusal::ServiceUnavailable);
+        }
+        *guests.sessions.entry(initiator.clone()).or_default() += 1;
+        tracing::info!(target_name, initiator, peer = %login.peer, "logged in");
+        drop(guests);
+        Ok(Guest {
+            initiator: initiator.clone(),
+            plain,
+        })
+    }
+}
+
+impl Drop for Guest {
     fn drop(&mut self) {
-        tracing::info!(
-            target_name = self.target,
-            initiator = self.initiator,
-            "session ended"
-        );
-    }
-}
-
-/// How a file becomes a unit.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct UnitOptions {
-    /// What it is shown as.
-    pub(crate) kind: UnitKind,
-    /// Logical blocks; `None`: what the kind, or the device, has.
-    pub(crate) block_bytes: Option<u32>,
-    /// Whether it may look like a container of another format.
-    pub(crate) as_it_is: bool,
-}
-
-/// Opens a file or drive as a logical unit. What is wrong is said with what to
-/// do about it.
-pub(crate) fn open_unit(
-    path: &Path,
-    options: UnitOptions,
-    identity: Identity,
-) -> anyhow::Result<LogicalUnit> {
-    let disk = open_disk(path, options)?;
-    Ok(LogicalUnit::shaped(
-        Arc::new(disk),
-        identity,
-        shape(options.kind),
-    ))
-}
-
-/// Product name of a kind of unit, as operating systems show it.
-pub(crate) fn product(kind: UnitKind) -> &'static str {
-    match kind {
-        UnitKind::Optical => "VIRTUAL DVD",
-        _ => super::PRODUCT,
-    }
-}
-
-fn shape(kind: UnitKind) -> Shape {
-    let full = Shape {
-        provisioning: Provisioning::Full,
-        ..Shape::default()
-    };
-    match kind {
-        UnitKind::Disk => full,
-        UnitKind::Thin => Shape::default(),
-        UnitKind::ReadOnly => Shape {
-            access: Access::ReadOnly,
-            ..full
-        },
-        UnitKind::Removable => Shape {
-            medium: Medium::Removable,
-            ..full
-        },
-        UnitKind::Optical => Shape {
-            device: Device::Optical,
-            medium: Medium::Removable,
-            access: Access::ReadOnly,
-            ..full
-        },
-    }
-}
-
-fn open_disk(path: &Path, options: UnitOptions) -> anyhow::Result<Raw> {
-    let shown = path.display();
-    let kind = match fs::metadata(path) {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
-            "{shown} does not exist: to make an empty disk of 10 GiB, truncate -s 10G {shown}"
-        ),
-        Err(error) => return Err(error).with_context(|| shown.to_string()),
-    };
-    if kind.is_dir() {
-        bail!("{shown} is a directory: name a disk image, an ISO or a block device");
-    }
-    if !kind.is_file() && !kind.is_block_device() {
-        bail!("{shown} is neither a file nor a block device");
-    }
-    if !options.as_it_is {
-        let format = probe::probe(path).map_err(|error| explained(path, error))?;
-        if let Some(advice) = format.advice(path) {
-            bail!("{advice}");
+        let target_name = &self.plain.target.name;
+        tracing::info!(target_name, initiator = self.initiator, "session ended");
+        let mut guests = lock(&self.plain.guests);
+        if let Some(sessions) = guests.sessions.get_mut(&self.initiator) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                guests.sessions.remove(&self.initiator);
+            }
         }
     }
-    let block_bytes = match options.kind {
-        UnitKind::Optical => Some(OPTICAL_BLOCK_BYTES),
-        _ => options.block_bytes,
-    };
-    let raw = Raw::open_with(
-        path,
-        RawOptions {
-            access: match options.kind.is_writable() {
-                true => Access::ReadWrite,
-                false => Access::ReadOnly,
-            },
-            logical_block_bytes: block_bytes,
-        },
-    )
-    .map_err(|error| explained(path, error))?;
-    if raw.geometry().size_bytes == 0 {
-        bail!("{shown} is empty: to make it a disk of 10 GiB, truncate -s 10G {shown}");
-    }
-    Ok(raw)
 }
-
-/// What a disk's refusal to open means to an operator.
-fn explained(path: &Path, error: DiskError) -> anyhow::Error {
-    let shown = path.display();
-    let DiskError::Io { source, .. } = &error else {
-        return error.into();
-    };
-    let what_to_do = match source.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            if fs::File::open(path).is_ok() =>
-        {
-            "it may be read and not written: change its permissions, or serve it read-only \
-             (--read-only)"
-        }
-        io::ErrorKind::PermissionDenied => "this user may not read it: change its permissions",
-        io::ErrorKind::ResourceBusy => {
-            return anyhow::anyhow!(
-                "{shown} is in use: another program or target writes it, or reads what would be \
-                 written here; end that one, or serve it read-only in both (--read-only)"
-            );
-        }
-        _ if source.raw_os_error() == Some(rustix::io::Errno::NOMEDIUM.raw_os_error()) => {
-            "there is no disc in the drive"
-        }
-        _ => return error.into(),
-    };
-    anyhow::anyhow!("{shown}: {source}: {what_to_do}")
-}
-
-#[cfg(test)]
-mod tests;
