@@ -122,8 +122,13 @@ impl Job {
         self.work.finish_changes_disk()
     }
 
+    /// Does what is still to be done once it is answered; takes its time.
+    pub(crate) fn go_on(self) {
+        self.unit.go_on(&self.work, &self.data);
+    }
+
     /// Does it; takes its time.
-    pub(crate) fn run(self) -> Done {
+    pub(crate) fn run(&self) -> Done {
         let result = self
             .unit
             .finish(&self.nexus, &self.work, &self.data, &self.called_off);

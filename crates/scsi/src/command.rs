@@ -4,7 +4,7 @@
 //! the unit (its size, whether it can be written) is checked by the unit.
 
 use crate::reservation::ReservationCommand;
-use crate::{Device, Sense, SenseFormat, optical};
+use crate::{Device, Sanitize, SanitizeAction, Sense, SenseFormat, optical};
 
 /// A parsed command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,8 @@ pub enum Command {
         /// Answered only when durable.
         fua: bool,
     },
+    /// SANITIZE.
+    Sanitize(Sanitize),
     /// VERIFY of any length of CDB.
     Verify {
         /// What is verified.
@@ -347,6 +349,7 @@ impl Cdb {
                 blocks: self.protected_blocks()?,
                 fua: cdb[1] & FUA != 0,
             },
+            0x48 => self.sanitize()?,
             0x9c => Command::WriteAtomic {
                 blocks: Blocks {
                     count: u32::from(self.u16_at(12)),
@@ -465,6 +468,28 @@ impl Cdb {
                 u16::from(cdb[4])
             },
         })
+    }
+
+    fn sanitize(&self) -> Result<Command, Sense> {
+        let flags = self.0[1];
+        let action = match flags & 0x1f {
+            0x01 => SanitizeAction::Overwrite,
+            0x02 => SanitizeAction::BlockErase,
+            0x1f => SanitizeAction::ExitFailureMode,
+            _ => return Err(Sense::invalid_cdb_field(1, 4)),
+        };
+        if flags & 0x40 != 0 {
+            return Err(Sense::invalid_cdb_field(1, 6)); // ZNR: no zones here
+        }
+        if let Some(at) = (2u8..7).find(|at| self.0[usize::from(*at)] != 0) {
+            return Err(Sense::invalid_cdb_field(at, 7));
+        }
+        Ok(Command::Sanitize(Sanitize {
+            action,
+            immediate: flags & 0x80 != 0,
+            unrestricted_exit: flags & 0x20 != 0,
+            list_bytes: self.u16_at(7),
+        }))
     }
 
     fn mode_select(&self, ten: bool) -> Result<Command, Sense> {

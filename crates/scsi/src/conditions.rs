@@ -19,8 +19,16 @@ impl Condition {
     /// D_SENSE: sense data has descriptors.
     pub(crate) const DESCRIPTOR_SENSE: Condition = Condition(1 << 3);
 
+    /// A sanitize operation is under way.
+    pub(crate) const SANITIZING: Condition = Condition(1 << 4);
+    /// The last one failed.
+    pub(crate) const SANITIZE_FAILED: Condition = Condition(1 << 5);
+    /// EXIT FAILURE MODE may end that (AUSE).
+    pub(crate) const FAILURE_EXIT: Condition = Condition(1 << 6);
+
     /// Any of these keeps commands from the medium.
-    pub(crate) const UNREADY: Condition = Condition::EJECTED;
+    pub(crate) const UNREADY: Condition =
+        Condition(Self::EJECTED.0 | Self::SANITIZING.0 | Self::SANITIZE_FAILED.0);
     /// What MODE SELECT sets.
     pub(crate) const SETTINGS: Condition =
         Condition(Self::PROTECTED.0 | Self::WRITE_THROUGH.0 | Self::DESCRIPTOR_SENSE.0);

@@ -62,6 +62,8 @@ pub(crate) struct Facts {
     pub(crate) geometry: Geometry,
     pub(crate) medium: Medium,
     pub(crate) max_atomic_bytes: u64,
+    /// Whether SANITIZE's BLOCK ERASE is known.
+    pub(crate) erases: bool,
     pub(crate) is_thin: bool,
 }
 
@@ -131,6 +133,9 @@ fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
         0xb1 => {
             let mut body = vec![0u8; 0x3c];
             body[1] = 0x01; // medium rotation rate: does not rotate
+            if facts.erases {
+                body[3] = 0x40; // WABEREQ: what was erased can be read
+            }
             body
         }
         0xb2 => match facts.is_thin {
@@ -211,6 +216,7 @@ mod tests {
         },
         medium: Medium::Fixed,
         max_atomic_bytes: 0,
+        erases: true,
         is_thin: true,
     };
 

@@ -2,7 +2,7 @@
 //! CODES (SPC-4 section 6.35).
 
 use crate::command::ReportOpcodes;
-use crate::{Command, Sense, truncated};
+use crate::{Command, SanitizeAction, Sense, truncated};
 
 /// Commands that a unit knows together or not at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,10 @@ pub(crate) enum Family {
     Thin,
     /// Known to disks whose writes can be all or nothing.
     Atomic,
+    /// Known to disks whose overwriting means something.
+    Overwrite,
+    /// Known to disks that can be sanitized in any way.
+    Sanitize,
     /// Known to units whose medium can be taken out.
     Removable,
 }
@@ -34,6 +38,11 @@ impl Command {
             | Command::ReportSupportedFunctions { .. } => Family::Primary,
             Command::Unmap { .. } => Family::Thin,
             Command::WriteAtomic { .. } => Family::Atomic,
+            Command::Sanitize(asked) => match asked.action {
+                SanitizeAction::Overwrite => Family::Overwrite,
+                SanitizeAction::BlockErase => Family::Thin,
+                SanitizeAction::ExitFailureMode => Family::Sanitize,
+            },
             Command::PreventAllow { .. } => Family::Removable,
             _ => Family::Disk,
         }
@@ -66,7 +75,7 @@ pub(crate) const fn action(service_action: u16, family: Family, usage: &'static 
     }
 }
 
-use Family::{Atomic, Disk, Primary, Removable, Thin};
+use Family::{Atomic, Disk, Overwrite, Primary, Removable, Sanitize, Thin};
 
 /// All of them, ascending. A command is known when it stands here *and*
 /// [`Command`](crate::Command) parses it: a test compares the two.
@@ -93,6 +102,9 @@ const OPCODES: &[Opcode] = &[
     plain(Disk, &[0x37, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Disk, &[0x41, 0x08, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0]),
     plain(Thin, &[0x42, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(0x01, Overwrite, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
+    action(0x02, Thin, &[0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0]),
+    action(0x1f, Sanitize, &[0x48, 0x9f, 0, 0, 0, 0, 0, 0, 0, 0]),
     plain(Primary, &[0x55, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Primary, &[0x56, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),
     plain(Primary, &[0x57, 0x1f, 0, 0, 0, 0, 0, 0xff, 0xff, 0]),

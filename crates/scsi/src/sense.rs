@@ -15,6 +15,9 @@ pub struct Sense {
     pub field: Option<(u8, u8)>,
     /// The INFORMATION field: what it means depends on the refusal.
     pub information: Option<u64>,
+    /// How far the operation is that the unit is not ready for, in parts of
+    /// 65536.
+    pub progress: Option<u16>,
 }
 
 /// Which layout of sense data the initiator asked for (D_SENSE, DESC).
@@ -29,6 +32,8 @@ pub enum SenseFormat {
 impl Sense {
     /// 0/00/00: nothing to report.
     pub const NONE: Sense = Sense::new(0x0, 0x00, 0x00);
+    /// 2/04/1B: the unit is being sanitized.
+    pub const SANITIZE_IN_PROGRESS: Sense = Sense::new(0x2, 0x04, 0x1b);
     /// 2/3A/00.
     pub const MEDIUM_NOT_PRESENT: Sense = Sense::new(0x2, 0x3a, 0x00);
     /// 2/3A/01: no medium, and the tray is closed.
@@ -39,6 +44,8 @@ impl Sense {
     pub const WRITE_ERROR: Sense = Sense::new(0x3, 0x0c, 0x00);
     /// 3/11/00.
     pub const UNRECOVERED_READ_ERROR: Sense = Sense::new(0x3, 0x11, 0x00);
+    /// 3/31/03: the unit could not be sanitized.
+    pub const SANITIZE_FAILED: Sense = Sense::new(0x3, 0x31, 0x03);
     /// 4/44/00.
     pub const INTERNAL_TARGET_FAILURE: Sense = Sense::new(0x4, 0x44, 0x00);
     /// 5/0E/03: the transport's expected length does not fit the command.
@@ -109,6 +116,7 @@ impl Sense {
             ascq,
             field: None,
             information: None,
+            progress: None,
         }
     }
 
@@ -147,7 +155,7 @@ impl Sense {
         bytes[7] = 10; // additional sense length
         bytes[12] = self.asc;
         bytes[13] = self.ascq;
-        if let Some(pointer) = self.field_pointer() {
+        if let Some(pointer) = self.key_specific() {
             bytes[15..18].copy_from_slice(&pointer);
         }
         bytes
@@ -159,7 +167,7 @@ impl Sense {
             bytes.extend_from_slice(&[0x00, 0x0a, 0x80, 0x00]); // information, VALID
             bytes.extend_from_slice(&information.to_be_bytes());
         }
-        if let Some(pointer) = self.field_pointer() {
+        if let Some(pointer) = self.key_specific() {
             bytes.extend_from_slice(&[0x02, 0x06, 0x00, 0x00]); // sense key specific
             bytes.extend_from_slice(&pointer);
             bytes.push(0);
@@ -168,9 +176,14 @@ impl Sense {
         bytes
     }
 
-    /// SKSV, C/D = CDB, BPV, bit pointer; byte pointer.
-    fn field_pointer(&self) -> Option<[u8; 3]> {
-        self.field.map(|(byte, bit)| [0xc8 | (bit & 7), 0, byte])
+    /// SKSV, and either C/D = CDB, BPV, bit pointer and byte pointer, or the
+    /// progress indication.
+    fn key_specific(&self) -> Option<[u8; 3]> {
+        if let Some((byte, bit)) = self.field {
+            return Some([0xc8 | (bit & 7), 0, byte]);
+        }
+        let [high, low] = self.progress?.to_be_bytes();
+        Some([0x80, high, low])
     }
 }
 
@@ -227,6 +240,18 @@ mod tests {
             Sense::invalid_cdb_field(2, 5).emit(SenseFormat::Fixed),
             expected
         );
+    }
+
+    #[test]
+    fn progress_stands_in_the_key_specific_bytes_of_both_layouts() {
+        let sense = Sense {
+            progress: Some(0x8001),
+            ..Sense::SANITIZE_IN_PROGRESS
+        };
+        let fixed = sense.emit(SenseFormat::Fixed);
+        assert_eq!(fixed[15..18], [0x80, 0x80, 0x01]);
+        let descriptor = sense.emit(SenseFormat::Descriptor);
+        assert_eq!(descriptor[8..], [2, 6, 0, 0, 0x80, 0x80, 0x01, 0]);
     }
 
     #[test]

@@ -6,9 +6,9 @@
 //! [`segments`](LogicalUnit::segments)) and [`finish`](LogicalUnit::finish)es.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use disk::{Access, Geometry, Segment, SharedDisk};
+use disk::{Access, Durability, Geometry, Segment, SharedDisk};
 
 use crate::attention::{Attentions, Nexus, NexusName};
 use crate::command::Command;
@@ -16,11 +16,13 @@ use crate::conditions::{Condition, Conditions};
 use crate::opcodes::Family;
 use crate::optical::MediaEvent;
 use crate::reservation::{ReservationKeeper, Reservations};
+use crate::sanitize::Progress;
 use crate::{Device, Identity, Medium, Provisioning, Sense, SenseFormat, Shape, optical};
 
 mod admission;
 mod execution;
 mod medium;
+mod sanitizing;
 
 pub(crate) use admission::max_compare_blocks;
 
@@ -48,6 +50,7 @@ struct State {
     reservations: Reservations,
     resets: AtomicU64,
     conditions: Conditions,
+    sanitize_progress: Progress,
     /// Held shared while the disk is changed, and alone by what reads and
     /// writes as one: nobody's change falls in between.
     exclusion: RwLock<()>,
@@ -90,7 +93,9 @@ impl Work {
 
     /// Whether [`finish`](LogicalUnit::finish) changes what is read from the
     /// disk, so that it must have ended before anybody may count on its abort.
-    /// A write has changed it before: what is left of one is a flush.
+    /// A write has changed it before: what is left of one is a flush. And
+    /// nobody need wait for SANITIZE: no abort ends it, and the unit says that
+    /// it is under way.
     pub fn finish_changes_disk(&self) -> bool {
         matches!(
             self.command,
@@ -150,6 +155,7 @@ impl LogicalUnit {
             reservations: Reservations::default(),
             resets: AtomicU64::new(0),
             conditions,
+            sanitize_progress: Progress::default(),
             exclusion: RwLock::new(()),
         };
         LogicalUnit {
@@ -339,6 +345,12 @@ impl LogicalUnit {
             Family::Primary => true,
             Family::Disk => true,
             Family::Atomic => self.shape().device == Device::Disk && self.max_atomic_bytes() > 0,
+            // What is overwritten in memory is gone, and so is what is freed.
+            Family::Overwrite => {
+                let is_disk = self.shape().device == Device::Disk;
+                is_disk && self.disk.durability() != Durability::Volatile
+            }
+            Family::Sanitize => self.offers(Family::Overwrite) || self.offers(Family::Thin),
             Family::Removable => self.shape().medium == Medium::Removable,
             Family::Thin => self.is_thin(),
         }
@@ -377,27 +389,39 @@ impl LogicalUnit {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), Sense> {
-        let exclusion = &self.state.exclusion;
-        let _among_others = exclusion.read().unwrap_or_else(PoisonError::into_inner);
+        let _among_others = self.among_others()?;
         self.disk.write(offset, data).map_err(Sense::while_writing)
     }
 
     fn unmap(&self, offset: u64, bytes: u64) -> Result<(), Sense> {
-        let exclusion = &self.state.exclusion;
-        let _among_others = exclusion.read().unwrap_or_else(PoisonError::into_inner);
+        let _among_others = self.among_others()?;
         self.disk.unmap(offset, bytes).map_err(Sense::while_writing)
     }
 
-    /// Until it is dropped, nobody else changes the disk.
-    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+    /// To be held while the disk is changed; refused while it is sanitized.
+    fn among_others(&self) -> Result<RwLockReadGuard<'_, ()>, Sense> {
         let exclusion = &self.state.exclusion;
-        exclusion.write().unwrap_or_else(PoisonError::into_inner)
+        let held = exclusion.read().unwrap_or_else(PoisonError::into_inner);
+        match self.is(Condition::SANITIZING) {
+            true => Err(self.sanitizing()),
+            false => Ok(held),
+        }
+    }
+
+    /// Until it is dropped, nobody else changes the disk.
+    fn alone(&self) -> Result<RwLockWriteGuard<'_, ()>, Sense> {
+        let exclusion = &self.state.exclusion;
+        let held = exclusion.write().unwrap_or_else(PoisonError::into_inner);
+        match self.is(Condition::SANITIZING) {
+            true => Err(self.sanitizing()),
+            false => Ok(held),
+        }
     }
 
     /// Sets the bits of `data` that are set, and leaves the others (ORWRITE).
     fn combine(&self, offset: u64, data: &[u8]) -> Result<(), Sense> {
         let mut stored = vec![0u8; data.len()];
-        let _alone = self.alone();
+        let _alone = self.alone()?;
         self.disk.read(offset, &mut stored)?;
         for (stored, given) in stored.iter_mut().zip(data) {
             *stored |= given;

@@ -79,8 +79,13 @@ impl Pool {
             // A disk that panics costs its command, not the pool.
             let run = AssertUnwindSafe(|| job.run());
             let done = catch_unwind(run).unwrap_or_else(|_| Done::failed(id));
+            let goes_on = done.result.is_ok();
             self.release(unit);
             mailbox.deliver(done, changes_disk);
+            if goes_on {
+                // Nobody waits for this, and no session's end stops it.
+                let _ = catch_unwind(AssertUnwindSafe(|| job.go_on()));
+            }
         }
     }
 

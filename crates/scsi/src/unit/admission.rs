@@ -6,6 +6,7 @@ use super::{DataOut, LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Blocks, Command, Compare};
 use crate::conditions::Condition;
+use crate::opcodes::Family;
 use crate::provisioning::{MAX_UNMAP_LIST_BYTES, max_write_same_blocks};
 use crate::reservation::ReservationCommand;
 use crate::{Refusal, Sense, mode};
@@ -28,10 +29,15 @@ impl LogicalUnit {
         self.state.reservations.admit(nexus, cdb)?;
         let command = Command::parse_as(self.shape().device, cdb)?;
         if !self.offers(command.family()) {
-            return Err(Sense::INVALID_OPCODE.into());
+            let is_an_action = matches!(command, Command::Sanitize(_));
+            return Err(match is_an_action && self.offers(Family::Sanitize) {
+                true => Sense::invalid_cdb_field(1, 4).into(),
+                false => Sense::INVALID_OPCODE.into(),
+            });
         }
-        if self.is(Condition::UNREADY) && command.needs_medium() {
-            return Err(self.unready().into());
+        let now = self.state.conditions.now();
+        if now.has(Condition::UNREADY) {
+            self.check_ready(now, &command)?;
         }
         let work = self.check(command)?;
         Ok(Work { resets, ..work })
@@ -145,6 +151,14 @@ impl LogicalUnit {
                     ..plain
                 })
             }
+            Command::Sanitize(asked) => {
+                self.check_sanitize(&asked)?;
+                Ok(Work {
+                    data_out: DataOut::Gathered(u64::from(asked.list_bytes)),
+                    pace: Pace::Slow,
+                    ..plain
+                })
+            }
             Command::ModeSelect { ten: _, list_bytes } => {
                 if list_bytes > mode::MAX_LIST_BYTES {
                     return Err(Sense::PARAMETER_LIST_LENGTH_ERROR);
@@ -228,7 +242,7 @@ impl LogicalUnit {
         }
     }
 
-    fn check_writable(&self) -> Result<(), Sense> {
+    pub(super) fn check_writable(&self) -> Result<(), Sense> {
         match self.access() {
             Access::ReadOnly => Err(Sense::WRITE_PROTECTED),
             Access::ReadWrite if self.is(Condition::PROTECTED) => {

@@ -8,6 +8,7 @@ use super::{LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Command, Compare};
 use crate::conditions::Condition;
+use crate::opcodes::Family;
 use crate::provisioning::{lba_status, parse_unmap};
 use crate::{Refusal, Sense, inquiry, mode, opcodes, optical, reports, truncated};
 
@@ -31,7 +32,7 @@ impl LogicalUnit {
         let is_over = || called_off.load(Ordering::Relaxed) || self.is_void(nexus, work);
         Ok(match work.command {
             Command::RequestSense { format, allocation } => {
-                let sense = nexus.take().unwrap_or(Sense::NONE);
+                let sense = nexus.take().unwrap_or_else(|| self.pollable());
                 truncated(sense.emit(format), u32::from(allocation))
             }
             Command::Inquiry { page, allocation } => {
@@ -40,6 +41,7 @@ impl LogicalUnit {
                     geometry: self.geometry,
                     medium: self.shape().medium,
                     max_atomic_bytes: self.max_atomic_bytes(),
+                    erases: self.offers(Family::Thin),
                     is_thin: self.is_thin(),
                 };
                 inquiry::answer(self.identity(), &facts, page, allocation)?
@@ -101,6 +103,12 @@ impl LogicalUnit {
                 }
                 vec![]
             }
+            Command::Sanitize(asked) => {
+                if !is_over() {
+                    self.sanitize(&asked, data)?;
+                }
+                vec![]
+            }
             Command::PreFetch(_) => {
                 let bytes = work.bytes.min(MAX_TRANSFER_BYTES);
                 self.disk.will_need(work.offset, bytes);
@@ -137,6 +145,14 @@ impl LogicalUnit {
             self.disk.flush().map_err(Sense::while_writing)?;
         }
         Ok(vec![])
+    }
+
+    /// What REQUEST SENSE says when no attention waits.
+    fn pollable(&self) -> Sense {
+        match self.is(Condition::SANITIZING) {
+            true => self.sanitizing(),
+            false => Sense::NONE,
+        }
     }
 
     /// Flushes what a command has changed, if it has asked for that (FUA) or
@@ -202,7 +218,7 @@ impl LogicalUnit {
         if usize::try_from(work.bytes) != Ok(expected.len()) {
             return Err(Sense::INCORRECT_AMOUNT_OF_DATA);
         }
-        let _alone = self.alone();
+        let _alone = self.alone()?;
         if is_over() {
             return Ok(());
         }
@@ -221,7 +237,7 @@ impl LogicalUnit {
         if usize::try_from(work.bytes) != Ok(data.len()) {
             return Err(Sense::INCORRECT_AMOUNT_OF_DATA);
         }
-        let _alone = self.alone();
+        let _alone = self.alone()?;
         if is_over() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 
 use super::LogicalUnit;
 use crate::attention::Nexus;
+use crate::command::Command;
 use crate::conditions::Condition;
 use crate::optical::{Disc, Drive, MediaEvent, Tray};
 use crate::{Medium, Sense};
@@ -40,13 +41,18 @@ impl LogicalUnit {
         }
     }
 
-    /// Why commands are kept from the medium.
+    /// Refuses what a unit in one of the conditions of not being ready does
+    /// not take.
     #[cold]
-    pub(crate) fn unready(&self) -> Sense {
-        match self.is_optical() {
+    pub(super) fn check_ready(&self, now: Condition, command: &Command) -> Result<(), Sense> {
+        self.check_sanitized(now, command)?;
+        if !now.has(Condition::EJECTED) || !command.needs_medium() {
+            return Ok(());
+        }
+        Err(match self.is_optical() {
             true => self.drive().no_disc(),
             false => Sense::MEDIUM_NOT_PRESENT,
-        }
+        })
     }
 
     /// An optical drive as it is now. An initiator that ejects the disc opens

@@ -10,6 +10,7 @@ use crate::Refusal;
 
 mod effects;
 mod nexuses;
+mod sanitizing;
 
 /// A thin disk in memory.
 struct Memory {

@@ -9,14 +9,14 @@ use super::*;
 const FILE_BYTES: usize = 256 << 10;
 
 /// A file of `0x11`s and a unit over it.
-struct OnFile {
-    file: tempfile::NamedTempFile,
-    lab: Lab,
-    block_bytes: usize,
+pub(super) struct OnFile {
+    pub(super) file: tempfile::NamedTempFile,
+    pub(super) lab: Lab,
+    pub(super) block_bytes: usize,
 }
 
 impl OnFile {
-    fn new(block_bytes: u32) -> OnFile {
+    pub(super) fn new(block_bytes: u32) -> OnFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![0x11; FILE_BYTES]).unwrap();
         let disk = open(file.path(), block_bytes);
@@ -28,7 +28,7 @@ impl OnFile {
     }
 
     /// Runs `claim` with blocks of 512 and of 4096 bytes.
-    fn in_both_sizes(claim: impl Fn(OnFile)) {
+    pub(super) fn in_both_sizes(claim: impl Fn(OnFile)) {
         [512, 4096].map(OnFile::new).into_iter().for_each(claim);
     }
 
@@ -38,7 +38,7 @@ impl OnFile {
 
     /// Checks what the file holds: blocks of one byte throughout, of `0x11`
     /// unless `expected` names another.
-    fn holds(&self, expected: &[(usize, u8)]) {
+    pub(super) fn holds(&self, expected: &[(usize, u8)]) {
         let bytes = std::fs::read(self.file.path()).unwrap();
         for (lba, block) in bytes.chunks(self.block_bytes).enumerate() {
             let named = expected.iter().find(|(at, _)| *at == lba);
