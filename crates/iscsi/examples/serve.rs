@@ -13,10 +13,11 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Segment, SharedDisk};
+use disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Raw, Segment, SharedDisk};
 use iscsi::{
     Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Medium,
     Provisioning, Secret, Server, Shape, Target, Targets,
@@ -31,9 +32,13 @@ fn main() {
 
 fn run() -> Result<(), String> {
     let options = Options::parse()?;
-    let disk: SharedDisk = match options.ram_mib {
-        Some(mib) if options.copies && options.file.is_none() => {
-            let bytes = usize::try_from(mib << 20).map_err(|e| e.to_string())?;
+    let disk: SharedDisk = match (&options.file, options.ram_mib) {
+        (Some(path), _) if !options.copies => {
+            let raw = Raw::open(Path::new(path), options.shape.access);
+            Arc::new(raw.map_err(|error| error.to_string())?)
+        }
+        (None, Some(mib)) if options.copies => {
+            let bytes = usize::try_from(mib << 20).map_err(|error| error.to_string())?;
             Arc::new(Ram::new(bytes))
         }
         _ => Arc::new(Mapped::open(&options)?),
