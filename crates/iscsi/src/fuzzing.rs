@@ -17,7 +17,7 @@ use crate::keys::{self, Parameters};
 use crate::login::{Entrance, Negotiation, Progress, Site};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::server::Stats;
-use crate::session::{Next, Session, Start};
+use crate::session::{Data, Next, Session, Start};
 use crate::target::Units;
 use crate::task::Job;
 use crate::wire::{BHS_BYTES, Bhs, Lengths, NO_TAG, Request, padding};
@@ -442,6 +442,7 @@ impl<'t> Pair<'t> {
             bhs[8..24].copy_from_slice(&r2t.0[8..24]); // LUN and both tags
             bhs[40..44].copy_from_slice(&r2t.0[40..44]); // buffer offset
         }
+        let data = Data::Intact(data);
         let next = self.session.receive(self.units, &bhs, data, &mut self.out);
         self.jobs.extend(self.session.jobs());
         self.hear();

@@ -14,7 +14,7 @@ const OUR_TIME2WAIT: u32 = 2;
 /// We keep no tasks of a lost connection.
 const OUR_TIME2RETAIN: u32 = 0;
 /// Digests we agree to, in the full feature phase of a connection.
-const OUR_DIGESTS: &[Digest] = &[Digest::None];
+const OUR_DIGESTS: &[Digest] = &[Digest::None, Digest::Crc32c];
 /// RFC 7144: the functions of SAM-5.
 const OUR_PROTOCOL_LEVEL: u32 = 2;
 /// Longest key name.

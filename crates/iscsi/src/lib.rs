@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod chap;
+mod digest;
 mod discovery;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod inbox;
 mod keys;
 mod login;
 mod name;

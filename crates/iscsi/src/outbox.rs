@@ -7,7 +7,8 @@
 use scsi::disk::Segment;
 use scsi::{LogicalUnit, Work};
 
-use crate::wire::{Bhs, padding};
+use crate::digest::{Digests, digest};
+use crate::wire::{BHS_BYTES, Bhs, padding};
 
 /// Arena bytes after which the outbox is sent without waiting for more.
 const ARENA_FULL_BYTES: usize = 1 << 20;
@@ -66,6 +67,7 @@ pub(crate) trait Sink {
 /// PDUs on their way out.
 pub(crate) struct Outbox<'t> {
     sink: Box<dyn Sink>,
+    digests: Digests,
     arena: Vec<u8>,
     used: usize,
     pieces: Vec<Piece<'t>>,
@@ -87,6 +89,7 @@ impl<'t> Outbox<'t> {
     pub(crate) fn new(sink: impl Sink + 'static) -> Outbox<'t> {
         Outbox {
             sink: Box::new(sink),
+            digests: Digests::default(),
             arena: Vec::new(),
             used: 0,
             pieces: Vec::new(),
@@ -97,11 +100,23 @@ impl<'t> Outbox<'t> {
         }
     }
 
+    /// Protects the PDUs from here on.
+    pub(crate) fn protect(&mut self, digests: Digests) {
+        self.digests = digests;
+    }
+
+    /// Whether data segments are protected: data must then not change
+    /// between its digest and its sending, so that it cannot be pointed at.
+    pub(crate) fn protects_data(&self) -> bool {
+        self.digests.data
+    }
+
     /// Sends everything, and lets go of all it points at.
     pub(crate) fn let_go<'n>(mut self) -> Outbox<'n> {
         let _ = self.flush();
         Outbox {
             sink: self.sink,
+            digests: self.digests,
             arena: self.arena,
             used: 0,
             pieces: Vec::new(),
@@ -112,30 +127,78 @@ impl<'t> Outbox<'t> {
         }
     }
 
+    /// What waits to be sent, but for what is pointed at.
+    #[cfg(test)]
+    pub(crate) fn gathered(&self) -> &[u8] {
+        &self.arena[..self.used]
+    }
+
     /// Appends a PDU without data, or the header of one.
     pub(crate) fn header(&mut self, bhs: &Bhs) {
         self.bytes(bhs);
+        if self.digests.header {
+            self.bytes(&digest(bhs));
+        }
     }
 
     /// Appends a PDU with its data segment.
     pub(crate) fn pdu(&mut self, bhs: &Bhs, data: &[u8]) {
-        self.bytes(bhs);
+        self.header(bhs);
         self.bytes(data);
-        self.pad(data.len());
+        self.end_data(data.len());
     }
 
-    /// Appends the padding of a data segment.
+    /// Appends room for a PDU whose header is not known yet: its data segment
+    /// is what is given. [`fill_header`](Outbox::fill_header) comes next, or
+    /// [`take_back`](Outbox::take_back).
+    pub(crate) fn room(&mut self, data_bytes: usize) -> &mut [u8] {
+        let header_bytes = BHS_BYTES + self.digests.header_bytes();
+        &mut self.append(header_bytes + data_bytes)[header_bytes..]
+    }
+
+    /// Completes the PDU that [`room`](Outbox::room) was made for.
+    pub(crate) fn fill_header(&mut self, bhs: &Bhs, data_bytes: usize) {
+        let header_bytes = BHS_BYTES + self.digests.header_bytes();
+        let start = self.used - data_bytes - header_bytes;
+        let header = &mut self.arena[start..start + header_bytes];
+        header[..BHS_BYTES].copy_from_slice(bhs);
+        if self.digests.header {
+            header[BHS_BYTES..].copy_from_slice(&digest(bhs));
+        }
+        self.end_data(data_bytes);
+    }
+
+    /// Takes back the room that was made last.
+    pub(crate) fn take_back(&mut self, data_bytes: usize) {
+        let bytes = BHS_BYTES + self.digests.header_bytes() + data_bytes;
+        self.used -= bytes;
+        if let Some(Piece::Arena(length)) = self.pieces.last_mut() {
+            *length -= bytes;
+        }
+    }
+
+    /// Appends the padding of a data segment that is pointed at.
     pub(crate) fn pad(&mut self, data_bytes: usize) {
         self.bytes(&PADDING[..padding(data_bytes)]);
     }
 
-    /// Appends bytes.
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
+    /// Appends padding and digest of a data segment that ends the arena.
+    fn end_data(&mut self, data_bytes: usize) {
+        self.pad(data_bytes);
+        if self.digests.data && data_bytes > 0 {
+            let start = self.used - data_bytes - padding(data_bytes);
+            let digest = digest(&self.arena[start..self.used]);
+            self.bytes(&digest);
+        }
     }
 
-    /// Appends `bytes` bytes for the caller to fill. They hold anything.
-    pub(crate) fn room(&mut self, bytes: usize) -> &mut [u8] {
+    /// Appends bytes.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        self.append(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Appends `bytes` bytes, which hold anything.
+    fn append(&mut self, bytes: usize) -> &mut [u8] {
         let (start, end) = (self.used, self.used + bytes);
         if end > self.arena.len() {
             self.arena.resize(end.next_power_of_two(), 0);
@@ -146,14 +209,6 @@ impl<'t> Outbox<'t> {
             _ => self.pieces.push(Piece::Arena(bytes)),
         }
         &mut self.arena[start..end]
-    }
-
-    /// Takes back the last `bytes` bytes: all in the arena, in one piece.
-    pub(crate) fn take_back(&mut self, bytes: usize) {
-        self.used -= bytes;
-        if let Some(Piece::Arena(length)) = self.pieces.last_mut() {
-            *length -= bytes;
-        }
     }
 
     /// Appends mapped bytes.

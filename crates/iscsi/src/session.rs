@@ -43,6 +43,7 @@ const GOOD: u8 = 0x00;
 
 /// Reject reasons (RFC 7143 section 11.17.1).
 mod reason {
+    pub(super) const DATA_DIGEST: u8 = 0x02;
     pub(super) const SNACK: u8 = 0x03;
     pub(super) const PROTOCOL_ERROR: u8 = 0x04;
     pub(super) const COMMAND_NOT_SUPPORTED: u8 = 0x05;
@@ -62,6 +63,15 @@ pub(crate) enum Next {
     CloseTarget,
     /// Closes: the initiator broke the protocol, as said.
     Broken(&'static str),
+}
+
+/// The data segment of a PDU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Data<'d> {
+    /// As it was sent.
+    Intact(&'d [u8]),
+    /// Not what its digest was made of.
+    Damaged(&'d [u8]),
 }
 
 /// One session.
@@ -186,7 +196,7 @@ impl<'t> Session<'t> {
         &mut self,
         units: &'u Units,
         bhs: &Bhs,
-        data: &[u8],
+        data: Data<'_>,
         out: &mut Outbox<'u>,
     ) -> Next {
         let next = self.take(units, bhs, data, out);
@@ -195,10 +205,20 @@ impl<'t> Session<'t> {
         next
     }
 
-    fn take<'u>(&mut self, units: &'u Units, bhs: &Bhs, data: &[u8], out: &mut Outbox<'u>) -> Next {
+    fn take<'u>(
+        &mut self,
+        units: &'u Units,
+        bhs: &Bhs,
+        data: Data<'_>,
+        out: &mut Outbox<'u>,
+    ) -> Next {
         let request = match Request::parse(bhs) {
             Ok(request) => request,
             Err(error) => return self.refuse_pdu(bhs, error, out),
+        };
+        let data = match data {
+            Data::Intact(data) => data,
+            Data::Damaged(data) => return self.damaged(&request, bhs, data, out),
         };
         match request {
             Request::ScsiCommand(pdu) => match self.number(pdu.immediate, pdu.cmd_sn) {
@@ -229,6 +249,21 @@ impl<'t> Session<'t> {
             }
             Request::Login(_) => Next::Broken("login in the full feature phase"),
         }
+    }
+
+    /// Takes a PDU whose data segment is not what was sent (RFC 7143 section
+    /// 7.8). Whatever it was, it has not come; but data of a task counts, and
+    /// the task fails once all has come that it was asked for.
+    fn damaged(&mut self, request: &Request, bhs: &Bhs, data: &[u8], out: &mut Outbox<'_>) -> Next {
+        self.reject(reason::DATA_DIGEST, bhs, out);
+        let Request::DataOut(pdu) = request else {
+            return Next::Continue;
+        };
+        if let Some(task) = self.tasks.get_mut(&pdu.itt) {
+            let failure = Sense::PROTOCOL_SERVICE_CRC_ERROR.into();
+            task.failed.get_or_insert(failure);
+        }
+        self.data_out(pdu, data, out)
     }
 
     /// Work for workers that has come up since the last call.

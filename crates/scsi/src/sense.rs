@@ -106,6 +106,8 @@ impl Sense {
     pub const UNEXPECTED_UNSOLICITED_DATA: Sense = Sense::new(0xb, 0x0c, 0x0c);
     /// B/0C/0D: not as much data came as was announced.
     pub const INCORRECT_AMOUNT_OF_DATA: Sense = Sense::new(0xb, 0x0c, 0x0d);
+    /// B/47/05: data was damaged on its way.
+    pub const PROTOCOL_SERVICE_CRC_ERROR: Sense = Sense::new(0xb, 0x47, 0x05);
     /// E/1D/00.
     pub const MISCOMPARE: Sense = Sense::new(0xe, 0x1d, 0x00);
 

@@ -239,7 +239,7 @@ fn what_is_missing_or_twice_is_refused() {
     lab.send(0x04, &format!("{NAMES}InitialR2T=No\0"));
     assert_eq!(lab.send(0x87, "InitialR2T=No\0"), Heard::Refused([2, 0]));
     let mut lab = Lab::new(Authentication::None);
-    let digest = format!("{NAMES}HeaderDigest=CRC32C\0");
+    let digest = format!("{NAMES}HeaderDigest=X-md5\0");
     assert_eq!(lab.send(0x87, &digest), Heard::Refused([2, 0]));
 }
 

@@ -27,18 +27,14 @@ use socket2::{SockRef, TcpKeepalive};
 use super::registry::{Entered, HangUp};
 use super::workers::Mailbox;
 use super::{Shared, count};
-use crate::keys::OUR_MAX_RECV_DATA_SEGMENT_LENGTH;
+use crate::digest::Digests;
+use crate::inbox::Inbox;
 use crate::login::{Entrance, LoginStatus};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::session::{Next, Session, Start};
 use crate::target::Units;
-use crate::wire::{BHS_BYTES, Bhs, Lengths};
 use crate::{Attachment, Limits, Target};
 
-/// The receive buffer of a connection that moves little.
-const SMALL_BUFFER_BYTES: usize = 64 << 10;
-/// The receive buffer of one that is written to: two PDUs of full length.
-const LARGE_BUFFER_BYTES: usize = 520 << 10;
 /// How long a connection may be quiet before large buffers are given back,
 /// and before it waits where a bell can wake it as well.
 const QUIET: Duration = Duration::from_secs(5);
@@ -84,6 +80,7 @@ pub(super) fn start(
         mailbox,
         login: entrance.login.clone(),
         answer,
+        digests: Digests::of(&entrance.parameters),
         target: attachment.as_ref().map(|a| a.target.clone()),
     };
     let parameters = entrance.parameters.clone();
@@ -142,6 +139,7 @@ struct Connection {
     login: crate::Login,
     /// The last login response.
     answer: Vec<u8>,
+    digests: Digests,
     /// `None` in a discovery session.
     target: Option<Arc<Target>>,
 }
@@ -154,16 +152,17 @@ impl Connection {
             let bell: Weak<Mailbox> = Arc::downgrade(&self.mailbox);
             target.attend(bell);
         }
-        let mut input = Input::new();
+        let mut inbox = Inbox::new(self.digests);
         let mut outbox = Outbox::new(Socket::new(self.stream.as_raw_fd()));
         outbox.bytes(&self.answer);
+        outbox.protect(self.digests);
         let mut units = Arc::new(Units::none());
         let reason = loop {
             let newer = self.units();
             session.move_on(&units, &newer, &mut outbox);
             units = newer;
             let mut out = outbox;
-            let served = self.serve(&units, &mut input, &mut session, &mut out);
+            let served = self.serve(&units, &mut inbox, &mut session, &mut out);
             outbox = out.let_go();
             if let ControlFlow::Break(reason) = served {
                 break reason;
@@ -191,12 +190,12 @@ impl Connection {
     fn serve<'u>(
         &self,
         units: &'u Units,
-        input: &mut Input,
+        inbox: &mut Inbox,
         session: &mut Session<'_>,
         out: &mut Outbox<'u>,
     ) -> ControlFlow<&'static str> {
         loop {
-            let next = self.handle(units, input, session, out);
+            let next = self.handle(units, inbox, session, out);
             self.send_jobs(session);
             session.publish();
             if let Err(gone) = out.flush() {
@@ -208,7 +207,7 @@ impl Connection {
             if self.shared.is_draining() && !session.is_busy() {
                 return ControlFlow::Break("the server is going");
             }
-            if let Err(reason) = self.wait(input, session, out) {
+            if let Err(reason) = self.wait(inbox, session, out) {
                 return ControlFlow::Break(reason);
             }
             let target = self.target.as_ref();
@@ -245,12 +244,12 @@ impl Connection {
     fn handle<'u>(
         &self,
         units: &'u Units,
-        input: &mut Input,
+        inbox: &mut Inbox,
         session: &mut Session<'_>,
         out: &mut Outbox<'u>,
     ) -> Next {
         loop {
-            let (bhs, data) = match input.next_pdu() {
+            let (bhs, data) = match inbox.next_pdu() {
                 Ok(Some(pdu)) => pdu,
                 Ok(None) => return Next::Continue,
                 Err(how) => return Next::Broken(how),
@@ -272,7 +271,7 @@ impl Connection {
     /// once it is quiet.
     fn wait(
         &self,
-        input: &mut Input,
+        inbox: &mut Inbox,
         session: &mut Session<'_>,
         out: &mut Outbox<'_>,
     ) -> Result<(), &'static str> {
@@ -294,14 +293,14 @@ impl Connection {
                     return Ok(());
                 }
             }
-            match input.receive(&self.stream) {
+            match inbox.receive(&*self.stream) {
                 Ok(0) => return Err(self.hear_out(session, out)),
                 Ok(_) => return Ok(()),
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                         is_quiet = true;
-                        input.shrink();
+                        inbox.shrink();
                         out.shrink();
                     }
                     _ => return Err("the connection broke"),
@@ -361,83 +360,6 @@ struct IdleAtLast<'a>(&'a Mailbox);
 impl Drop for IdleAtLast<'_> {
     fn drop(&mut self) {
         self.0.wait_until_idle();
-    }
-}
-
-/// The receive buffer.
-struct Input {
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn new() -> Input {
-        Input {
-            buffer: vec![0; SMALL_BUFFER_BYTES],
-            start: 0,
-            end: 0,
-        }
-    }
-
-    /// The next whole PDU: its header and data segment.
-    fn next_pdu(&mut self) -> Result<Option<(Bhs, &[u8])>, &'static str> {
-        let Some(bhs) = self.buffer[self.start..self.end].first_chunk::<BHS_BYTES>() else {
-            return Ok(None);
-        };
-        let bhs = *bhs;
-        let lengths = Lengths::parse(&bhs);
-        let longest = usize::try_from(OUR_MAX_RECV_DATA_SEGMENT_LENGTH).unwrap_or(usize::MAX);
-        if lengths.data_bytes > longest {
-            return Err("a data segment longer than was agreed on");
-        }
-        if lengths.ahs_bytes > 0 {
-            // Extended CDBs and bidirectional commands: no unit knows any.
-            return Err("an additional header segment");
-        }
-        let end = self.start + lengths.pdu_bytes();
-        if end > self.end {
-            return Ok(None);
-        }
-        let data = self.start + BHS_BYTES;
-        self.start = end;
-        Ok(Some((bhs, &self.buffer[data..data + lengths.data_bytes])))
-    }
-
-    /// Receives what there is, blocking until there is something, or until
-    /// it has been quiet for long.
-    fn receive(&mut self, mut stream: &TcpStream) -> io::Result<usize> {
-        self.make_room();
-        let got = stream.read(&mut self.buffer[self.end..])?;
-        self.end += got;
-        Ok(got)
-    }
-
-    /// Makes room for the rest of the PDU that has begun.
-    fn make_room(&mut self) {
-        let wanted = self.buffer[self.start..self.end]
-            .first_chunk()
-            .map_or(BHS_BYTES, |bhs| Lengths::parse(bhs).pdu_bytes());
-        if self.start == self.end {
-            self.start = 0;
-            self.end = 0;
-        }
-        if self.buffer.len() - self.start >= wanted && self.end < self.buffer.len() {
-            return;
-        }
-        self.buffer.copy_within(self.start..self.end, 0);
-        self.end -= self.start;
-        self.start = 0;
-        if wanted > self.buffer.len() {
-            self.buffer.resize(LARGE_BUFFER_BYTES, 0);
-        }
-    }
-
-    /// Gives memory back that only a burst needed.
-    fn shrink(&mut self) {
-        if self.start == self.end && self.buffer.len() > SMALL_BUFFER_BYTES {
-            *self = Input::new();
-        }
     }
 }
 

@@ -63,7 +63,10 @@ impl Session<'_> {
             return;
         }
         let mut segments = out.lend_segments();
-        let mapped = unit.segments(&work, 0, u64::from(total), &mut segments);
+        let mapped = match out.protects_data() {
+            true => Ok(false),
+            false => unit.segments(&work, 0, u64::from(total), &mut segments),
+        };
         let sent = match mapped {
             Ok(true) if covers(&segments, total) => {
                 out.will_read(unit, work);
@@ -130,17 +133,13 @@ impl Session<'_> {
     ) -> Result<(), (Sense, u32)> {
         for step in self.steps(usize::try_from(total).unwrap_or(usize::MAX)) {
             // The header is made once the data is there: it carries status.
-            let header = [0; crate::wire::BHS_BYTES];
-            let room = out.room(header.len() + step.bytes);
-            let offset = u64::from(step.offset);
-            let read = unit.read(work, offset, &mut room[header.len()..]);
+            let read = unit.read(work, u64::from(step.offset), out.room(step.bytes));
             if let Err(sense) = read {
-                out.take_back(header.len() + step.bytes);
+                out.take_back(step.bytes);
                 return Err((sense, step.data_sn));
             }
             let header = self.data_in_header(answered, &step, residual);
-            room[..header.len()].copy_from_slice(&header);
-            out.pad(step.bytes);
+            out.fill_header(&header, step.bytes);
             out.relieve();
         }
         Ok(())

@@ -18,6 +18,8 @@ use crate::outbox::{Gone, Part, Sink};
 use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest, padding};
 use crate::{Attachment, Authentication, LoginRefusal, Secret};
 
+mod digests;
+
 const CHECK_CONDITION: u8 = 0x02;
 
 /// 1 MiB, every byte of a block its number.
@@ -238,7 +240,8 @@ impl Lab {
 
     fn send(&mut self, request: &Request, data: &[u8]) -> Next {
         let bhs = request.emit(data.len());
-        self.session.receive(self.units, &bhs, data, &mut self.out)
+        self.session
+            .receive(self.units, &bhs, Data::Intact(data), &mut self.out)
     }
 
     /// Moves on to the target's units as they are now.
@@ -969,7 +972,8 @@ fn an_unknown_opcode_is_rejected_and_leaves_no_hole() {
     bhs[0] = 0x1c;
     bhs[24..28].copy_from_slice(&lab.cmd_sn.to_be_bytes());
     assert_eq!(
-        lab.session.receive(lab.units, &bhs, &[], &mut lab.out),
+        lab.session
+            .receive(lab.units, &bhs, Data::Intact(&[]), &mut lab.out),
         Next::Continue
     );
     lab.cmd_sn = lab.cmd_sn.wrapping_add(1);
@@ -1023,7 +1027,7 @@ proptest! {
                 bhs[20..24].copy_from_slice(&[0, 0, 0, 1]);
                 bhs[36..44].fill(0);
             }
-            let next = lab.session.receive(lab.units, &bhs, &data, &mut lab.out);
+            let next = lab.session.receive(lab.units, &bhs, Data::Intact(&data), &mut lab.out);
             lab.help();
             lab.heard();
             if next != Next::Continue {
