@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
-use crate::Sense;
+use crate::copy::{Copies, Peers};
 use crate::optical::MediaEvent;
+use crate::{LogicalUnit, Sense};
 
 /// Most attentions that wait for one nexus; iPXE asks at most ten times
 /// whether a unit is ready before it gives up.
@@ -39,6 +40,8 @@ impl Nexus {
                 prevents_removal: AtomicBool::new(false),
                 queue: Mutex::new(VecDeque::from([first])),
                 media_event: AtomicU8::new(MediaEvent::None as u8),
+                peers: OnceLock::new(),
+                copies: Copies::default(),
                 ended: AtomicU64::new(0),
                 gate: RwLock::new(()),
             }),
@@ -71,6 +74,24 @@ impl Nexus {
             .gate
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says where EXTENDED COPY finds the other units of the target. Without
+    /// it the unit reaches only itself.
+    pub fn join(&self, peers: Weak<dyn Peers>) {
+        // A nexus belongs to one target: what is said again is the same.
+        let _ = self.state.peers.set(peers);
+    }
+
+    /// The units of the target.
+    pub(crate) fn peers(&self) -> Vec<Arc<LogicalUnit>> {
+        let peers = self.state.peers.get().and_then(Weak::upgrade);
+        peers.map_or(vec![], |peers| peers.units())
+    }
+
+    /// The copies that were asked for here.
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.state.copies
     }
 
     /// How often the tasks of this nexus have been ended by another.
@@ -215,6 +236,8 @@ struct State {
     queue: Mutex<VecDeque<Sense>>,
     /// The [`MediaEvent`] that waits.
     media_event: AtomicU8,
+    peers: OnceLock<Weak<dyn Peers>>,
+    copies: Copies,
     /// How often its tasks have been ended by another.
     ended: AtomicU64,
     /// Held while a task changes the disk.

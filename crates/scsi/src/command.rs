@@ -3,6 +3,7 @@
 //! Past [`Command::parse`] no CDB byte is looked at again. What depends on
 //! the unit (its size, whether it can be written) is checked by the unit.
 
+use crate::copy::CopyCommand;
 use crate::reservation::ReservationCommand;
 use crate::{Device, Sanitize, SanitizeAction, Sense, SenseFormat, optical};
 
@@ -132,6 +133,8 @@ pub enum Command {
     },
     /// PERSISTENT RESERVE IN and OUT, RESERVE, RELEASE.
     Reservation(ReservationCommand),
+    /// EXTENDED COPY, RECEIVE COPY RESULTS.
+    Copy(CopyCommand),
     /// REPORT LUNS.
     ReportLuns {
         /// SELECT REPORT.
@@ -176,6 +179,9 @@ impl Command {
                 | Command::ReportSupportedOpcodes(_)
                 | Command::ReportSupportedFunctions { .. }
                 | Command::ReportTargetPortGroups { .. }
+                | Command::Reservation(_)
+                // A copy may be between other units; of itself it asks then.
+                | Command::Copy(_)
                 // Of these each knows for itself.
                 | Command::Optical(_)
         )
@@ -398,6 +404,7 @@ impl Cdb {
                     list_bytes: self.u16_at(7),
                 }
             }
+            0x83 | 0x84 => Command::Copy(CopyCommand::parse(cdb)?),
             0x16 | 0x17 | 0x56 | 0x57 | 0x5e | 0x5f => {
                 Command::Reservation(ReservationCommand::parse(cdb)?)
             }

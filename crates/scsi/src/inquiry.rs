@@ -8,7 +8,7 @@ use crate::provisioning::MAX_UNMAP_DESCRIPTORS;
 use crate::provisioning::max_write_same_blocks;
 use crate::reports::{RELATIVE_TARGET_PORT, TARGET_PORT_GROUP};
 use crate::unit::{MAX_TRANSFER_BYTES, max_compare_blocks};
-use crate::{Device, Medium, Sense, truncated};
+use crate::{Device, Medium, Sense, copy, truncated};
 
 /// Vendor of every unit, 8 characters.
 const VENDOR: &[u8; 8] = b"DISKLESS";
@@ -97,7 +97,7 @@ fn standard(identity: &Identity, facts: &Facts) -> Vec<u8> {
     data[3] = 0x12; // HISUP, response data format 2
     data[4] = 96 - 5; // additional length
     if facts.device == Device::Disk {
-        data[5] = 0x10; // TPGS: implicit
+        data[5] = 0x18; // TPGS: implicit; 3PC
     }
     data[7] = 0x02; // CMDQUE
     data[8..16].copy_from_slice(VENDOR);
@@ -120,7 +120,7 @@ fn standard(identity: &Identity, facts: &Facts) -> Vec<u8> {
 fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
     Some(match code {
         0x00 if facts.device == Device::Optical => vec![0x00, 0x80, 0x83, 0x86],
-        0x00 => vec![0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2],
+        0x00 => vec![0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2],
         0x80 => identity.serial_bytes(),
         0x83 => designators(identity),
         0x86 => {
@@ -128,7 +128,8 @@ fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
             body[1] = 0x01; // SIMPSUP
             body
         }
-        0xb0..=0xb2 if facts.device == Device::Optical => return None,
+        0x8f | 0xb0..=0xb2 if facts.device == Device::Optical => return None,
+        0x8f => copy::third_party_copy(),
         0xb0 => block_limits(facts),
         0xb1 => {
             let mut body = vec![0u8; 0x3c];
@@ -147,7 +148,7 @@ fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
 }
 
 /// NAA first: initiators that take only one take the first or the NAA.
-fn designators(identity: &Identity) -> Vec<u8> {
+pub(crate) fn designators(identity: &Identity) -> Vec<u8> {
     let naa = identity.naa();
     let mut body = vec![0x01, 0x03, 0, 8]; // binary; logical unit, NAA
     body.extend_from_slice(&naa);
@@ -161,6 +162,28 @@ fn designators(identity: &Identity) -> Vec<u8> {
         body.extend_from_slice(&[0x01, kind, 0, 4, 0, 0, high, low]); // binary; target port
     }
     body
+}
+
+/// Whether `designator` is one of the unit's own, as VPD page 83h shows them.
+pub(crate) fn is_named(identity: &Identity, designator: &[u8]) -> bool {
+    let own = designators(identity);
+    let mut rest = &own[..];
+    while let Some((head, _)) = rest.split_first_chunk::<4>() {
+        let (one, others) = rest.split_at(rest.len().min(4 + usize::from(head[3])));
+        // Of the unit (association 0), and of the same code set and type.
+        let is_units = head[1] & 0x30 == 0;
+        if is_units && head_of(one) == head_of(designator) && one.get(4..) == designator.get(4..) {
+            return true;
+        }
+        rest = others;
+    }
+    false
+}
+
+/// Code set; association and type; length.
+fn head_of(designator: &[u8]) -> Option<[u8; 3]> {
+    let [code_set, kind, _, length] = designator.first_chunk::<4>()?;
+    Some([code_set & 0x0f, kind & 0x3f, *length])
 }
 
 fn block_limits(facts: &Facts) -> Vec<u8> {

@@ -6,6 +6,7 @@
 mod attention;
 mod command;
 mod conditions;
+mod copy;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -25,6 +26,7 @@ mod unit;
 
 pub use attention::{Nexus, NexusName};
 pub use command::{Command, Compare};
+pub use copy::{CopyCommand, Peers};
 pub use inquiry::Identity;
 pub use luns::{Lun, answer_for_absent, report_luns};
 pub use refusal::Refusal;

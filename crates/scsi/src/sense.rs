@@ -48,6 +48,8 @@ impl Sense {
     pub const SANITIZE_FAILED: Sense = Sense::new(0x3, 0x31, 0x03);
     /// 4/44/00.
     pub const INTERNAL_TARGET_FAILURE: Sense = Sense::new(0x4, 0x44, 0x00);
+    /// 5/00/16: a copy of this name is running.
+    pub const OPERATION_IN_PROGRESS: Sense = Sense::new(0x5, 0x00, 0x16);
     /// 5/0E/03: the transport's expected length does not fit the command.
     pub const INVALID_FIELD_IN_COMMAND_IU: Sense = Sense::new(0x5, 0x0e, 0x03);
     /// 5/1A/00.
@@ -64,6 +66,16 @@ impl Sense {
     pub const INVALID_FIELD_IN_PARAMETER_LIST: Sense = Sense::new(0x5, 0x26, 0x00);
     /// 5/30/02: cannot read medium, incompatible format.
     pub const INCOMPATIBLE_FORMAT: Sense = Sense::new(0x5, 0x30, 0x02);
+    /// 5/26/06.
+    pub const TOO_MANY_TARGET_DESCRIPTORS: Sense = Sense::new(0x5, 0x26, 0x06);
+    /// 5/26/07.
+    pub const UNSUPPORTED_TARGET_DESCRIPTOR: Sense = Sense::new(0x5, 0x26, 0x07);
+    /// 5/26/08.
+    pub const TOO_MANY_SEGMENT_DESCRIPTORS: Sense = Sense::new(0x5, 0x26, 0x08);
+    /// 5/26/09.
+    pub const UNSUPPORTED_SEGMENT_DESCRIPTOR: Sense = Sense::new(0x5, 0x26, 0x09);
+    /// 5/26/0B.
+    pub const INLINE_DATA_LENGTH_EXCEEDED: Sense = Sense::new(0x5, 0x26, 0x0b);
     /// 5/26/04: not the scope and type that is held.
     pub const INVALID_RELEASE_OF_PERSISTENT_RESERVATION: Sense = Sense::new(0x5, 0x26, 0x04);
     /// 5/39/00.
@@ -76,6 +88,8 @@ impl Sense {
     pub const KEY_NOT_PRESENT: Sense = Sense::new(0x5, 0x6f, 0x01);
     /// 6/28/00: not ready to ready, the medium may have changed.
     pub const MEDIUM_MAY_HAVE_CHANGED: Sense = Sense::new(0x6, 0x28, 0x00);
+    /// 5/55/03.
+    pub const INSUFFICIENT_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x03);
     /// 5/55/04: too many registered nexuses.
     pub const INSUFFICIENT_REGISTRATION_RESOURCES: Sense = Sense::new(0x5, 0x55, 0x04);
     /// 6/29/00: power on, reset, or a new session.
@@ -102,6 +116,16 @@ impl Sense {
     pub const SOFTWARE_WRITE_PROTECTED: Sense = Sense::new(0x7, 0x27, 0x02);
     /// 7/27/07: thin provisioning found no space.
     pub const SPACE_ALLOCATION_FAILED: Sense = Sense::new(0x7, 0x27, 0x07);
+    /// A/00/00.
+    pub const COPY_ABORTED: Sense = Sense::new(0xa, 0x00, 0x00);
+    /// A/0D/01: one end of a copy refused.
+    pub const THIRD_PARTY_DEVICE_FAILURE: Sense = Sense::new(0xa, 0x0d, 0x01);
+    /// A/0D/02.
+    pub const COPY_TARGET_NOT_REACHABLE: Sense = Sense::new(0xa, 0x0d, 0x02);
+    /// A/0D/03: not the device type or block length that was said.
+    pub const INCORRECT_COPY_TARGET: Sense = Sense::new(0xa, 0x0d, 0x03);
+    /// A/26/0A: not a whole number of blocks, or more than one segment takes.
+    pub const UNEXPECTED_INEXACT_SEGMENT: Sense = Sense::new(0xa, 0x26, 0x0a);
     /// B/0C/0C: data came that nobody asked for.
     pub const UNEXPECTED_UNSOLICITED_DATA: Sense = Sense::new(0xb, 0x0c, 0x0c);
     /// B/0C/0D: not as much data came as was announced.

@@ -13,6 +13,7 @@ use disk::{Access, Durability, Geometry, Segment, SharedDisk};
 use crate::attention::{Attentions, Nexus, NexusName};
 use crate::command::Command;
 use crate::conditions::{Condition, Conditions};
+use crate::copy::CopyCommand;
 use crate::opcodes::Family;
 use crate::optical::MediaEvent;
 use crate::reservation::{ReservationKeeper, Reservations};
@@ -20,6 +21,7 @@ use crate::sanitize::Progress;
 use crate::{Device, Identity, Medium, Provisioning, Sense, SenseFormat, Shape, optical};
 
 mod admission;
+mod copying;
 mod execution;
 mod medium;
 mod sanitizing;
@@ -103,6 +105,7 @@ impl Work {
                 | Command::Unmap { .. }
                 | Command::CompareAndWrite { .. }
                 | Command::WriteAtomic { .. }
+                | Command::Copy(CopyCommand::Copy { .. })
         )
     }
 }

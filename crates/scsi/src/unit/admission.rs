@@ -6,6 +6,7 @@ use super::{DataOut, LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Blocks, Command, Compare};
 use crate::conditions::Condition;
+use crate::copy::CopyCommand;
 use crate::opcodes::Family;
 use crate::provisioning::{MAX_UNMAP_LIST_BYTES, max_write_same_blocks};
 use crate::reservation::ReservationCommand;
@@ -186,6 +187,11 @@ impl LogicalUnit {
             }
             Command::Optical(own) if own.list_bytes() > 0 => Ok(Work {
                 data_out: DataOut::Gathered(u64::from(own.list_bytes())),
+                ..plain
+            }),
+            Command::Copy(CopyCommand::Copy { list_bytes }) => Ok(Work {
+                data_out: DataOut::Gathered(u64::from(list_bytes)),
+                pace: Pace::Slow,
                 ..plain
             }),
             Command::Reservation(command) => Ok(Work {

@@ -8,6 +8,7 @@ use super::{LogicalUnit, MAX_TRANSFER_BYTES, Pace, Work};
 use crate::attention::Nexus;
 use crate::command::{Command, Compare};
 use crate::conditions::Condition;
+use crate::copy::CopyCommand;
 use crate::opcodes::Family;
 use crate::provisioning::{lba_status, parse_unmap};
 use crate::{Refusal, Sense, inquiry, mode, opcodes, optical, reports, truncated};
@@ -28,7 +29,9 @@ impl LogicalUnit {
         called_off: &AtomicBool,
     ) -> Result<Vec<u8>, Refusal> {
         // Who ends the tasks of this nexus waits until it lets go.
-        let _hold = work.finish_changes_disk().then(|| nexus.hold());
+        // (A copy does so in every step.)
+        let is_copy = matches!(work.command, Command::Copy(_));
+        let _hold = (work.finish_changes_disk() && !is_copy).then(|| nexus.hold());
         let is_over = || called_off.load(Ordering::Relaxed) || self.is_void(nexus, work);
         Ok(match work.command {
             Command::RequestSense { format, allocation } => {
@@ -126,6 +129,11 @@ impl LogicalUnit {
                 self.unmap_ranges(data, &is_over)?;
                 self.flush_change(false)?
             }
+            Command::Copy(CopyCommand::Copy { .. }) => {
+                self.copy(nexus, data, &is_over)?;
+                vec![]
+            }
+            Command::Copy(command) => nexus.copies().answer(command, self.sense_format())?,
             Command::Reservation(command) => {
                 let state = &self.state;
                 let (reservations, attentions) = (&state.reservations, &state.attentions);
@@ -157,7 +165,7 @@ impl LogicalUnit {
 
     /// Flushes what a command has changed, if it has asked for that (FUA) or
     /// every change is flushed (WCE off).
-    fn flush_change(&self, fua: bool) -> Result<Vec<u8>, Sense> {
+    pub(super) fn flush_change(&self, fua: bool) -> Result<Vec<u8>, Sense> {
         self.flush_if(fua || self.is(Condition::WRITE_THROUGH))
     }
 
