@@ -117,7 +117,7 @@ pub fn session(bytes: &[u8]) {
         return;
     };
     let entrances = [1, 2].map(|initiator| enter(*control, initiator));
-    let target = target();
+    let target = Arc::new(target());
     let units = match entrances[0].login.target {
         Some(_) => target.snapshot(),
         None => Arc::new(Units::none()),
@@ -396,7 +396,7 @@ struct Pair<'t> {
 impl<'t> Pair<'t> {
     fn new(
         entrance: &'t Entrance,
-        (target, units): (&'t Target, &'t Units),
+        (target, units): (&'t Arc<Target>, &'t Units),
         targets: &'t dyn Targets,
         stats: &'t Stats,
     ) -> Pair<'t> {

@@ -11,8 +11,8 @@
 //! of a task it ended is sent.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use scsi::{Command, LogicalUnit, Lun, Nexus, NexusName, Pace, Sense, SenseFormat, Work};
 
@@ -78,7 +78,7 @@ pub(crate) enum Data<'d> {
 pub(crate) struct Session<'t> {
     login: &'t Login,
     parameters: Parameters,
-    target: Option<&'t Target>,
+    target: Option<&'t Arc<Target>>,
     targets: &'t dyn Targets,
     name: NexusName,
     /// One for every unit of the target, in their order, from the first
@@ -113,7 +113,7 @@ pub(crate) struct Start<'t> {
     pub(crate) login: &'t Login,
     pub(crate) parameters: Parameters,
     /// `None` in a discovery session.
-    pub(crate) target: Option<&'t Target>,
+    pub(crate) target: Option<&'t Arc<Target>>,
     pub(crate) targets: &'t dyn Targets,
     pub(crate) stats: &'t Stats,
     pub(crate) window: u32,
@@ -286,8 +286,8 @@ impl<'t> Session<'t> {
         let Some(running) = self.running.remove(&done.id) else {
             return;
         };
-        let is_reset = running.unit.resets() != running.resets;
-        if !running.aborted && !is_reset {
+        let is_void = running.unit.is_void(&running.nexus, &running.work);
+        if !running.aborted && !is_void {
             let answered = &running.answered;
             let format = running.unit.sense_format();
             match done.result {
@@ -380,7 +380,15 @@ impl<'t> Session<'t> {
     ) -> Option<(&'u Arc<LogicalUnit>, &Nexus)> {
         let (place, unit) = units.find(Lun::parse(lun)?.0)?;
         let nexus = self.nexuses.get_mut(place)?;
-        Some((unit, nexus.get_or_insert_with(|| unit.connect(&self.name))))
+        let nexus = nexus.get_or_insert_with(|| {
+            let nexus = unit.connect(&self.name);
+            if let Some(target) = self.target {
+                let peers: Weak<Target> = Arc::downgrade(target);
+                nexus.join(peers); // where EXTENDED COPY finds the others
+            }
+            nexus
+        });
+        Some((unit, nexus))
     }
 
     fn command<'u>(
@@ -516,10 +524,10 @@ impl<'t> Session<'t> {
                     answered,
                     lun: task.lun,
                     unit: task.unit.clone(),
+                    nexus: task.nexus.clone(),
                     work: task.work,
                     called_off: called_off.clone(),
                     aborted: false,
-                    resets: task.resets,
                 },
             );
             self.jobs.push(task.job(id, called_off));

@@ -11,7 +11,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use scsi::{LogicalUnit, Lun};
+use scsi::{LogicalUnit, Lun, Peers};
 
 /// The highest number flat addressing knows (SAM-5 section 4.7.4).
 const MAX_LUN: u16 = 0x3fff;
@@ -158,6 +158,13 @@ impl Target {
 
     fn lock(&self) -> MutexGuard<'_, Arc<Units>> {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Peers for Target {
+    fn units(&self) -> Vec<Arc<LogicalUnit>> {
+        let units = self.snapshot();
+        units.list.iter().map(|(_, unit)| unit.clone()).collect()
     }
 }
 

@@ -27,8 +27,6 @@ pub(crate) struct Task {
     /// What it was asked for and is sending.
     pub(crate) burst: Option<Burst>,
     pub(crate) r2t_sn: u32,
-    /// How often the unit had been reset when the command came.
-    pub(crate) resets: u64,
     /// Data that waits for more: all of a gathered command, or small pieces.
     staged: Vec<u8>,
     staged_at: u32,
@@ -78,11 +76,11 @@ pub(crate) struct Running {
     pub(crate) answered: Answered,
     pub(crate) lun: [u8; 8],
     pub(crate) unit: Arc<LogicalUnit>,
+    pub(crate) nexus: Nexus,
     pub(crate) work: Work,
     pub(crate) called_off: Arc<AtomicBool>,
     /// Aborted: nobody hears the answer.
     pub(crate) aborted: bool,
-    pub(crate) resets: u64,
 }
 
 /// A slow command, for a worker.
@@ -156,7 +154,6 @@ impl Task {
         Task {
             itt,
             lun,
-            resets: unit.resets(),
             unit,
             nexus,
             work,
@@ -220,17 +217,23 @@ impl Task {
         self.staged.len()
     }
 
-    /// Whether a reset that another session asked for has ended the task:
-    /// nobody hears of it, and nothing of it may reach the disk any more.
+    /// Whether another session has ended the task (a reset, PREEMPT AND
+    /// ABORT): nobody hears of it, and nothing of it may reach the disk any more.
     pub(crate) fn is_void(&self) -> bool {
-        self.unit.resets() != self.resets
+        self.unit.is_void(&self.nexus, &self.work)
     }
 
     fn put(&mut self, at: u32, data: &[u8]) {
-        if self.failed.is_some() || self.is_void() {
+        if self.failed.is_some() {
             return;
         }
-        let result = self.unit.put(&self.work, u64::from(at), data);
+        let result = {
+            let _hold = self.nexus.hold();
+            if self.is_void() {
+                return;
+            }
+            self.unit.put(&self.work, u64::from(at), data)
+        };
         if let Err(sense) = result {
             self.failed = Some(sense.into());
         }

@@ -96,7 +96,7 @@ pub(super) fn start(
         let start = Start {
             login: &connection.login,
             parameters,
-            target: connection.target.as_deref(),
+            target: connection.target.as_ref(),
             targets: &*connection.shared.targets,
             stats: &entered.stats,
             window,

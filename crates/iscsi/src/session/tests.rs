@@ -152,7 +152,7 @@ struct Lab {
     session: Session<'static>,
     out: Outbox<'static>,
     wire: Wire,
-    target: &'static Target,
+    target: &'static Arc<Target>,
     units: &'static Units,
     cmd_sn: u32,
 }
@@ -199,7 +199,7 @@ impl Lab {
         };
         let unit = LogicalUnit::new(Arc::new(disk), Identity::new([1; 16], "TEST"));
         let target = Target::of_one("iqn.2026-01.lab:t", Arc::new(unit));
-        let target: &'static Target = Box::leak(Box::new(target));
+        let target: &'static Arc<Target> = Box::leak(Box::new(Arc::new(target)));
         let mut lab = Lab::on(Some(target), shape.parameters);
         lab.target = target;
         lab.move_on();
@@ -209,7 +209,7 @@ impl Lab {
         lab
     }
 
-    fn on(target: Option<&'static Target>, parameters: Parameters) -> Lab {
+    fn on(target: Option<&'static Arc<Target>>, parameters: Parameters) -> Lab {
         let login: &'static Login = Box::leak(Box::new(Login {
             initiator: "iqn.a:b".into(),
             target: target.map(|t| t.name.clone()),
@@ -232,7 +232,7 @@ impl Lab {
             }),
             out: Outbox::new(wire.clone()),
             wire,
-            target: Box::leak(Box::new(Target::new("", []).unwrap())),
+            target: Box::leak(Box::new(Arc::new(Target::new("", []).unwrap()))),
             units: Box::leak(Box::new(Units::none())),
             cmd_sn: FIRST_CMD_SN,
         }

@@ -482,7 +482,12 @@ impl Persistent {
             next.reservation = None; // the last registrant has gone
         }
         let ended = match aborts {
-            true => gone.into_iter().map(|r| r.nexus).collect(),
+            // The command that asks for it is not ended itself.
+            true => gone
+                .into_iter()
+                .map(|r| r.nexus)
+                .filter(|n| n != by)
+                .collect(),
             false => vec![],
         };
         Ok(Outcome {
