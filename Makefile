@@ -2,6 +2,8 @@
 #
 #   make demo [FIRMWARE=uefi] [KEEP=1]   a PC without a disk boots Debian
 #   make test                            all that CI runs
+#   make bench-iscsi                     our iSCSI target and tgt side by side
+#   make instructions                    records the instructions an operation takes
 #
 # Packages are installed by lab/setup.sh, only those that are missing, and it says which.
 
@@ -15,7 +17,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all crash-proofs fuzz format lint setup
+.PHONY: demo console clean-demo test test-all crash-proofs fuzz bench-iscsi instructions check-instructions format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -41,6 +43,7 @@ test: setup format
 	else \
 		$(CARGO) test --workspace --locked; \
 	fi
+	@$(MAKE) --no-print-directory check-instructions
 
 # Every real boot there is, the long form of the crash proofs, and every lint.
 test-all: export DISKLESS_E2E = all
@@ -55,6 +58,22 @@ crash-proofs: setup
 SECONDS ?= 60
 fuzz:
 	@SECONDS_IN_ALL=$(SECONDS) DOOR="$(DOOR)" ASAN="$(ASAN)" CARGO="$(CARGO)" fuzz/run.sh
+
+# Ours and tgt in turn: minutes, as root; the tables go to docs/bench.
+bench-iscsi: ROUNDS ?= 5
+bench-iscsi:
+	@sh benches/setup.sh
+	$(CARGO) build --release --locked --package bench
+	@$(if $(filter 0,$(shell id -u)),,sudo) "$${CARGO_TARGET_DIR:-target}/release/bench" iscsi --rounds $(ROUNDS) --cold-home "$${CARGO_TARGET_DIR:-target}" --out docs/bench
+
+# Instructions per operation, counted by valgrind: compared in every test, with
+# room for another compiler; recorded anew by whoever has changed them.
+COUNT = $(CARGO) run --quiet --locked --profile instructions --package bench -- instructions
+check-instructions:
+	@$(COUNT) check benches/instructions.json
+
+instructions: setup
+	@$(COUNT) update benches/instructions.json
 
 # The hand of the house: layout, and the lints of Cargo.toml with no warning left.
 format:

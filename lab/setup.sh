@@ -36,6 +36,7 @@ qemu-utils: another (qemu-img and qemu-io)
 qemu-block-extra: their iSCSI
 tftp-hpa: a second opinion on our TFTP server
 isc-dhcp-client: a second opinion on our DHCP server
+valgrind: counts the instructions of an operation
 "
 command -v busybox >/dev/null || needed="$needed
 busybox: another (its udhcpc)
