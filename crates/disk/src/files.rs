@@ -16,11 +16,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, fstatvfs, seek};
 use rustix::io::Errno;
 
-use crate::Segment;
 use crate::zeros::zeros;
+use crate::{Segment, Space};
 
 #[cfg(test)]
 pub(crate) mod recorder;
@@ -328,6 +328,20 @@ impl Noted {
             recorded.ended(event);
         }
     }
+}
+
+/// What a regular file takes, and what its file system has left for us. A
+/// block device does not tell.
+pub(crate) fn space(file: &fs::File) -> Option<Space> {
+    let found = fstat(file).ok()?;
+    if !FileType::from_raw_mode(found.st_mode).is_file() {
+        return None;
+    }
+    let system = fstatvfs(file).ok()?;
+    Some(Space {
+        used_bytes: u64::try_from(found.st_blocks).ok()?.checked_mul(512)?,
+        free_bytes: system.f_bavail.checked_mul(system.f_frsize)?,
+    })
 }
 
 /// Makes a range of a file or block device read as zeros; gives the space back

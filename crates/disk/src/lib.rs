@@ -97,6 +97,12 @@ pub trait Disk: Send + Sync {
         })
     }
 
+    /// What it takes where it is stored, and what is left there; `None` when
+    /// that says nothing about how much more can be written.
+    fn space(&self) -> Option<Space> {
+        None
+    }
+
     /// The longest `write` that is all or nothing, for every reader and after
     /// every kind of death the disk survives; 0 when there is no such promise.
     fn atomic_write_bytes(&self) -> u64 {
@@ -131,6 +137,15 @@ pub struct Extent {
     pub bytes: u64,
     /// Whether anything is stored for it.
     pub allocation: Allocation,
+}
+
+/// What a disk takes where it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes it takes.
+    pub used_bytes: u64,
+    /// Bytes that are left, to it and to whatever shares them.
+    pub free_bytes: u64,
 }
 
 /// Whether anything is stored for some bytes of a disk.

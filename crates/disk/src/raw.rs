@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
 
 use crate::health::{Health, trouble};
 use crate::{
-    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, Segment, files, range,
+    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, Segment, Space, files, range,
 };
 
 /// A raw file or block device.
@@ -333,6 +333,10 @@ impl Disk for Raw {
         })
     }
 
+    fn space(&self) -> Option<Space> {
+        files::space(&self.file)
+    }
+
     fn will_need(&self, offset: u64, bytes: u64) {
         if let Some(mapping) = &self.mapping
             && let Ok(range) = range::in_memory(offset, bytes, self.geometry.size_bytes)
@@ -465,6 +469,15 @@ mod tests {
             grown.write(0, &[0; 512]),
             Err(DiskError::Failed(_))
         ));
+    }
+
+    #[test]
+    fn a_file_tells_the_space_it_takes_and_what_is_left() {
+        let file = file_of(&[9; 1 << 20]);
+        let disk = Raw::open(file.path(), Access::ReadWrite).unwrap();
+        disk.flush().unwrap();
+        let space = disk.space().unwrap();
+        assert!(space.used_bytes >= 1 << 20 && space.free_bytes > 0);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub enum Command {
         /// Parameter list length.
         list_bytes: u16,
     },
+    /// LOG SENSE.
+    LogSense(LogSense),
     /// PREVENT ALLOW MEDIUM REMOVAL.
     PreventAllow {
         /// Keeps the medium in.
@@ -173,6 +175,7 @@ impl Command {
                 | Command::Inquiry { .. }
                 | Command::ModeSense(_)
                 | Command::ModeSelect { .. }
+                | Command::LogSense(_)
                 | Command::PreventAllow { .. }
                 | Command::StartStopUnit { .. }
                 | Command::ReportLuns { .. }
@@ -238,6 +241,19 @@ pub struct ReportOpcodes {
     pub service_action: u16,
     /// Allocation length.
     pub allocation: u32,
+}
+
+/// LOG SENSE's fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSense {
+    /// Page code.
+    pub page: u8,
+    /// Subpage code.
+    pub subpage: u8,
+    /// PARAMETER POINTER: the first parameter wanted.
+    pub pointer: u16,
+    /// Allocation length.
+    pub allocation: u16,
 }
 
 /// READ DEFECT DATA's fields.
@@ -356,6 +372,15 @@ impl Cdb {
                 fua: cdb[1] & FUA != 0,
             },
             0x48 => self.sanitize()?,
+            0x4d => match cdb[1] & 0x03 {
+                0 => Command::LogSense(LogSense {
+                    page: cdb[2] & 0x3f,
+                    subpage: cdb[3],
+                    pointer: self.u16_at(5),
+                    allocation: self.u16_at(7),
+                }),
+                _ => return Err(Sense::invalid_cdb_field(1, 1)), // PPC, SP
+            },
             0x9c => Command::WriteAtomic {
                 blocks: Blocks {
                     count: u32::from(self.u16_at(12)),

@@ -5,7 +5,7 @@ use disk::Geometry;
 
 use crate::provisioning::MAX_UNMAP_BLOCKS;
 use crate::provisioning::MAX_UNMAP_DESCRIPTORS;
-use crate::provisioning::max_write_same_blocks;
+use crate::provisioning::{max_write_same_blocks, threshold_exponent};
 use crate::reports::{RELATIVE_TARGET_PORT, TARGET_PORT_GROUP};
 use crate::unit::{MAX_TRANSFER_BYTES, max_compare_blocks};
 use crate::{Device, Medium, Sense, copy, truncated};
@@ -62,6 +62,8 @@ pub(crate) struct Facts {
     pub(crate) geometry: Geometry,
     pub(crate) medium: Medium,
     pub(crate) max_atomic_bytes: u64,
+    /// Whether there is a threshold of space.
+    pub(crate) tells_space: bool,
     /// Whether SANITIZE's BLOCK ERASE is known.
     pub(crate) erases: bool,
     pub(crate) is_thin: bool,
@@ -140,7 +142,14 @@ fn vpd(identity: &Identity, facts: &Facts, code: u8) -> Option<Vec<u8>> {
             body
         }
         0xb2 => match facts.is_thin {
-            true => vec![0, 0xe4, 0x02, 0],  // LBPU LBPWS LBPWS10 LBPRZ; thin
+            // Threshold exponent; LBPU LBPWS LBPWS10 LBPRZ; thin.
+            true => {
+                let exponent = match facts.tells_space {
+                    true => threshold_exponent(facts.geometry.logical_block_bytes),
+                    false => 0,
+                };
+                vec![exponent, 0xe4, 0x02, 0]
+            }
             false => vec![0, 0x04, 0x00, 0], // LBPRZ; fully provisioned
         },
         _ => return None,
@@ -239,6 +248,7 @@ mod tests {
         },
         medium: Medium::Fixed,
         max_atomic_bytes: 0,
+        tells_space: false,
         erases: true,
         is_thin: true,
     };
@@ -291,6 +301,23 @@ mod tests {
     fn thin_provisioning_is_told_as_tgt_tells_it() {
         let data = answer(&identity(), &FACTS, Some(0xb2), 255).unwrap();
         assert_eq!(data, [0x00, 0xb2, 0x00, 0x04, 0x00, 0xe4, 0x02, 0x00]);
+    }
+
+    #[test]
+    fn a_threshold_set_is_a_mebibyte_of_blocks() {
+        for (logical_block_bytes, exponent) in [(512, 11), (4096, 8)] {
+            let geometry = Geometry {
+                logical_block_bytes,
+                ..FACTS.geometry
+            };
+            let facts = Facts {
+                geometry,
+                tells_space: true,
+                ..FACTS
+            };
+            let data = answer(&identity(), &facts, Some(0xb2), 255).unwrap();
+            assert_eq!(data[4], exponent);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod copy;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inquiry;
+mod log;
 mod luns;
 mod mode;
 mod opcodes;

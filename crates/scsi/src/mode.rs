@@ -8,6 +8,7 @@ use disk::{Access, Durability, Geometry};
 
 use crate::command::ModeSense;
 use crate::conditions::Condition;
+use crate::provisioning::{THRESHOLD_SET_BYTES, low_space_bytes};
 use crate::{Sense, truncated};
 
 /// Longest parameter list of MODE SELECT: every page there is, twice.
@@ -19,6 +20,8 @@ pub(crate) struct Facts {
     pub(crate) access: Access,
     pub(crate) durability: Durability,
     pub(crate) settings: Condition,
+    /// Whether there is a threshold of space.
+    pub(crate) tells_space: bool,
 }
 
 /// Which values of a page: PC, and what MODE SELECT compares with.
@@ -41,15 +44,22 @@ pub(crate) fn sense(asked: &ModeSense, facts: &Facts) -> Result<Vec<u8>, Sense> 
         2 => Values::Default,
         _ => return Err(Sense::SAVING_PARAMETERS_NOT_SUPPORTED),
     };
-    // Subpages: none of our own; FFh asks for whatever there is.
-    if asked.subpage != 0 && asked.subpage != 0xff {
-        return Err(Sense::invalid_cdb_field(3, 7));
-    }
+    let has_threshold = asked.page == 0x1c && facts.tells_space;
     let mut pages = Vec::new();
-    for code in PAGES {
-        if asked.page == 0x3f || asked.page == code {
-            pages.extend_from_slice(&page(code, values, facts));
+    match asked.subpage {
+        0x02 if has_threshold => {}
+        // FFh asks for whatever there is.
+        0x00 | 0xff => {
+            for code in PAGES {
+                if asked.page == 0x3f || asked.page == code {
+                    pages.extend_from_slice(&page(code, values, facts));
+                }
+            }
         }
+        _ => return Err(Sense::invalid_cdb_field(3, 7)),
+    }
+    if facts.tells_space && asked.subpage != 0 && matches!(asked.page, 0x1c | 0x3f) {
+        pages.extend_from_slice(&threshold_page(values, facts));
     }
     if pages.is_empty() {
         return Err(Sense::invalid_cdb_field(2, 5));
@@ -121,6 +131,22 @@ fn page(code: u8, values: Values, facts: &Facts) -> Vec<u8> {
     }
     if code == 0x08 && facts.durability == Durability::Volatile && values != Values::Changeable {
         page[2] |= 0x04; // WCE: no flush makes anything durable
+    }
+    page
+}
+
+/// The logical block provisioning page (1Ch, subpage 02h): the one threshold,
+/// of what is left. It cannot be changed.
+fn threshold_page(values: Values, facts: &Facts) -> Vec<u8> {
+    let mut page = vec![0x5c, 0x02, 0, 20]; // SPF; page length
+    page.resize(16, 0);
+    let bytes = low_space_bytes(facts.geometry.size_bytes);
+    let sets = u32::try_from(bytes.div_ceil(THRESHOLD_SET_BYTES)).unwrap_or(u32::MAX);
+    // ENABLED, soft, armed when decreasing; available resources.
+    page.extend_from_slice(&[0x81, 0x01, 0, 0]);
+    page.extend_from_slice(&sets.to_be_bytes());
+    if values == Values::Changeable {
+        page[4..].fill(0);
     }
     page
 }
@@ -207,6 +233,7 @@ mod tests {
             access: Access::ReadWrite,
             durability: Durability::WriteBack,
             settings: Condition::NONE,
+            tells_space: false,
         }
     }
 
@@ -263,6 +290,30 @@ mod tests {
         assert_eq!(data[7], 8);
         assert_eq!(data[8..16], [0, 0, 8, 0, 0, 0, 2, 0]);
         assert_eq!(data[16], 0x0a);
+    }
+
+    #[test]
+    fn the_threshold_stands_in_a_subpage_where_there_is_one() {
+        let asked = ModeSense {
+            subpage: 0x02,
+            ..six(0x1c, 0, 255)
+        };
+        assert!(sense(&asked, &facts()).is_err());
+        let mut facts = Facts {
+            tells_space: true,
+            ..facts()
+        };
+        facts.geometry.size_bytes = 1 << 30;
+        let data = sense(&asked, &facts).unwrap();
+        assert_eq!(data[4..8], [0x5c, 2, 0, 20]);
+        assert_eq!(data[20..], [0x81, 1, 0, 0, 0, 0, 0, 103]);
+        let all = ModeSense {
+            subpage: 0xff,
+            ..six(0x3f, 0, 255)
+        };
+        let data = sense(&all, &facts).unwrap();
+        assert_eq!(data[data.len() - 8..], [0x81, 1, 0, 0, 0, 0, 0, 103]);
+        assert_eq!(usize::from(data[0]), data.len() - 1);
     }
 
     #[test]

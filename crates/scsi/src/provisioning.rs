@@ -16,6 +16,20 @@ const MAX_WRITE_SAME_BYTES: u64 = 64 << 20;
 /// The same where zeros cost nothing.
 const MAX_THIN_WRITE_SAME_BYTES: u64 = 2 << 30;
 
+/// What the counts of space are in: a threshold set.
+pub(crate) const THRESHOLD_SET_BYTES: u64 = 1 << 20;
+
+/// THRESHOLD EXPONENT: blocks of a threshold set, as a power of two.
+pub(crate) fn threshold_exponent(block_bytes: u32) -> u8 {
+    let blocks = THRESHOLD_SET_BYTES / u64::from(block_bytes);
+    u8::try_from(blocks.max(1).ilog2()).unwrap_or(0)
+}
+
+/// Initiators are warned when less than a tenth of a unit's size is left.
+pub(crate) fn low_space_bytes(size_bytes: u64) -> u64 {
+    size_bytes / 10
+}
+
 /// MAXIMUM WRITE SAME LENGTH in blocks.
 pub(crate) fn max_write_same_blocks(is_thin: bool, block_bytes: u32) -> u64 {
     let bytes = if is_thin {

@@ -108,6 +108,8 @@ impl Sense {
     pub const CAPACITY_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x09);
     /// 6/2F/00.
     pub const COMMANDS_CLEARED_BY_ANOTHER_INITIATOR: Sense = Sense::new(0x6, 0x2f, 0x00);
+    /// 6/38/07: less space is left than the threshold.
+    pub const THIN_PROVISIONING_SOFT_THRESHOLD_REACHED: Sense = Sense::new(0x6, 0x38, 0x07);
     /// 6/3F/0E.
     pub const REPORTED_LUNS_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x3f, 0x0e);
     /// 7/27/00.

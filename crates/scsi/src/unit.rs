@@ -25,6 +25,7 @@ mod copying;
 mod execution;
 mod medium;
 mod sanitizing;
+mod space;
 
 pub(crate) use admission::max_compare_blocks;
 
@@ -53,6 +54,8 @@ struct State {
     resets: AtomicU64,
     conditions: Conditions,
     sanitize_progress: Progress,
+    /// Initiators have been warned that little space is left.
+    is_low: AtomicBool,
     /// Held shared while the disk is changed, and alone by what reads and
     /// writes as one: nobody's change falls in between.
     exclusion: RwLock<()>,
@@ -159,6 +162,7 @@ impl LogicalUnit {
             resets: AtomicU64::new(0),
             conditions,
             sanitize_progress: Progress::default(),
+            is_low: AtomicBool::new(false),
             exclusion: RwLock::new(()),
         };
         LogicalUnit {

@@ -20,6 +20,7 @@ use crate::files::Files;
 use crate::health::trouble;
 use crate::{
     Access, BaseId, Disk, DiskError, Durability, Extent, Geometry, OpenError, Segment, SharedDisk,
+    Space,
 };
 
 mod head;
@@ -301,6 +302,10 @@ impl Disk for Overlay {
         segments: &mut Vec<Segment<'a>>,
     ) -> Result<bool, DiskError> {
         self.store.segments(offset, bytes, segments)
+    }
+
+    fn space(&self) -> Option<Space> {
+        self.store.space()
     }
 
     fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {

@@ -11,7 +11,7 @@ use crate::conditions::Condition;
 use crate::copy::CopyCommand;
 use crate::opcodes::Family;
 use crate::provisioning::{lba_status, parse_unmap};
-use crate::{Refusal, Sense, inquiry, mode, opcodes, optical, reports, truncated};
+use crate::{Refusal, Sense, inquiry, log, mode, opcodes, optical, reports, truncated};
 
 /// How much a long command does before it looks whether it was called off.
 const STEP_BYTES: u64 = 1 << 20;
@@ -44,6 +44,7 @@ impl LogicalUnit {
                     geometry: self.geometry,
                     medium: self.shape().medium,
                     max_atomic_bytes: self.max_atomic_bytes(),
+                    tells_space: self.space().is_some(),
                     erases: self.offers(Family::Thin),
                     is_thin: self.is_thin(),
                 };
@@ -57,6 +58,7 @@ impl LogicalUnit {
                 self.select_mode(nexus, ten, data)?;
                 vec![]
             }
+            Command::LogSense(asked) => log::sense(&asked, self.space())?,
             Command::PreventAllow { prevent } => {
                 nexus.prevent_removal(prevent);
                 vec![]
@@ -151,6 +153,7 @@ impl LogicalUnit {
     fn flush_if(&self, wanted: bool) -> Result<Vec<u8>, Sense> {
         if wanted && self.access() == Access::ReadWrite {
             self.disk.flush().map_err(Sense::while_writing)?;
+            self.watch_space();
         }
         Ok(vec![])
     }
@@ -175,6 +178,7 @@ impl LogicalUnit {
             access: self.access(),
             durability: self.disk.durability(),
             settings: self.state.conditions.now(),
+            tells_space: self.space().is_some(),
         }
     }
 

@@ -13,7 +13,7 @@ use super::super::{OverlayMode, check_retired};
 use super::Store;
 use crate::health::trouble;
 use crate::zeros::zeros;
-use crate::{Allocation, DiskError, Durability, Extent, Segment, range};
+use crate::{Allocation, DiskError, Durability, Extent, Segment, Space, files, range};
 
 /// Bytes whose marks share a stripe's lock.
 const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
@@ -66,6 +66,10 @@ impl Store {
             segments.truncate(before);
         }
         answer
+    }
+
+    pub(in crate::overlay) fn space(&self) -> Option<Space> {
+        files::space(self.layer.data.inner())
     }
 
     pub(in crate::overlay) fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {

@@ -208,3 +208,73 @@ fn another_medium_is_told_to_all_and_a_grown_disk_as_well() {
     lab.unit.raise_luns_changed();
     assert_eq!(other.take(), Some(Sense::REPORTED_LUNS_DATA_HAS_CHANGED));
 }
+
+/// A thin disk of 1 MiB with as much space left as the test says.
+struct Filling {
+    ram: disk::Ram,
+    free_bytes: AtomicU64,
+}
+
+impl Disk for Filling {
+    fn geometry(&self) -> Geometry {
+        self.ram.geometry()
+    }
+    fn access(&self) -> Access {
+        self.ram.access()
+    }
+    fn durability(&self) -> Durability {
+        Durability::WriteBack
+    }
+    fn is_thin(&self) -> bool {
+        true
+    }
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.ram.read(offset, buffer)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.ram.write(offset, data)
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        self.ram.unmap(offset, bytes)
+    }
+    fn space(&self) -> Option<disk::Space> {
+        Some(disk::Space {
+            used_bytes: 0,
+            free_bytes: self.free_bytes.load(Ordering::Relaxed),
+        })
+    }
+}
+
+#[test]
+fn every_nexus_is_warned_once_when_little_space_is_left() {
+    const FLUSH: [u8; 10] = [0x35, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let disk = Arc::new(Filling {
+        ram: disk::Ram::new(1 << 20),
+        free_bytes: AtomicU64::new(1 << 20),
+    });
+    let lab = Lab::shaped(disk.clone(), Shape::default());
+    let other = lab.unit.connect(&name());
+    other.take();
+    let warning = Some(Sense::THIN_PROVISIONING_SOFT_THRESHOLD_REACHED);
+    for (free_bytes, told) in [(1 << 20, None), (1000, warning), (900, None)] {
+        disk.free_bytes.store(free_bytes, Ordering::Relaxed);
+        lab.command(&FLUSH, &[]).unwrap();
+        assert_eq!(lab.nexus.take(), told, "{free_bytes} bytes left");
+        assert_eq!(other.take(), told);
+    }
+    disk.free_bytes.store(1 << 20, Ordering::Relaxed);
+    lab.command(&FLUSH, &[]).unwrap();
+    disk.free_bytes.store(0, Ordering::Relaxed);
+    lab.unit.watch_space();
+    assert_eq!(other.take(), warning, "armed again");
+    let full = Shape {
+        provisioning: Provisioning::Full,
+        ..Shape::default()
+    };
+    let lab = Lab::shaped(disk, full);
+    lab.command(&FLUSH, &[]).unwrap();
+    assert_eq!(lab.nexus.take(), None, "a full disk takes no more space");
+}
