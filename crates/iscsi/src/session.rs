@@ -644,6 +644,8 @@ impl<'t> Session<'t> {
         let closes = response == 0;
         if closes {
             self.end_tasks(|_, _| true);
+            // Who hears the response may count on it: no reservation is left.
+            self.nexuses.clear();
         }
         let response = LogoutResponse {
             response,

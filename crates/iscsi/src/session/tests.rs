@@ -966,6 +966,34 @@ fn logout_is_answered_and_closes() {
 }
 
 #[test]
+fn what_a_nexus_held_is_free_when_its_logout_is_answered() {
+    let mut lab = Lab::new();
+    let unit = lab.target.unit(0).unwrap();
+    let other = unit.connect(&NexusName {
+        initiator: "iqn.a:other".into(),
+        isid: [1; 6],
+    });
+    assert!(lab.command(&[0x16, 0, 0, 0, 0, 0], 0, 0x80, &[])[0].is_good());
+    let mut statuses = vec![];
+    for _ in 0..2 {
+        let refusal = unit.admit(&other, &[0; 6]).err();
+        statuses.push(refusal.map(|refusal| refusal.status()));
+    }
+    let request = Request::Logout(LogoutRequest {
+        immediate: true,
+        reason: 0,
+        itt: 9,
+        cid: 0,
+        cmd_sn: lab.cmd_sn,
+        exp_stat_sn: 0,
+    });
+    assert_eq!(lab.send(&request, &[]), Next::Close);
+    let refusal = unit.admit(&other, &[0; 6]).err();
+    statuses.push(refusal.map(|refusal| refusal.status()));
+    assert_eq!(statuses, [Some(0x02), Some(0x18), None]);
+}
+
+#[test]
 fn an_unknown_opcode_is_rejected_and_leaves_no_hole() {
     let mut lab = Lab::new();
     let mut bhs = [0; BHS_BYTES];
