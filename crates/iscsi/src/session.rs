@@ -314,6 +314,9 @@ impl<'t> Session<'t> {
         for running in self.running.values() {
             running.called_off.store(true, Ordering::Relaxed);
         }
+        for nexus in self.nexuses.iter().flatten() {
+            nexus.leave();
+        }
     }
 
     /// Publishes what was counted.

@@ -25,7 +25,7 @@ pub struct NexusName {
 
 /// One initiator session's view of one logical unit.
 ///
-/// Dropping it is an I_T nexus loss.
+/// Dropping it, or [leaving](Nexus::leave), is an I_T nexus loss.
 #[derive(Clone, Debug)]
 pub struct Nexus {
     state: Arc<State>,
@@ -40,6 +40,7 @@ impl Nexus {
                 prevents_removal: AtomicBool::new(false),
                 queue: Mutex::new(VecDeque::from([first])),
                 media_event: AtomicU8::new(MediaEvent::None as u8),
+                has_left: AtomicBool::new(false),
                 peers: OnceLock::new(),
                 copies: Copies::default(),
                 ended: AtomicU64::new(0),
@@ -74,6 +75,13 @@ impl Nexus {
             .gate
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// I_T nexus loss, though tasks of it may still be let go of: what it
+    /// held by RESERVE(6) or PREVENT ALLOW is free.
+    pub fn leave(&self) {
+        self.state.has_left.store(true, Ordering::Release);
+        self.prevent_removal(false);
     }
 
     /// Says where EXTENDED COPY finds the other units of the target. Without
@@ -140,7 +148,8 @@ pub(crate) struct Presence(Weak<State>);
 
 impl Presence {
     pub(crate) fn is_there(&self) -> bool {
-        self.0.strong_count() > 0
+        let state = self.0.upgrade();
+        state.is_some_and(|state| !state.has_left.load(Ordering::Acquire))
     }
 }
 
@@ -236,6 +245,7 @@ struct State {
     queue: Mutex<VecDeque<Sense>>,
     /// The [`MediaEvent`] that waits.
     media_event: AtomicU8,
+    has_left: AtomicBool,
     peers: OnceLock<Weak<dyn Peers>>,
     copies: Copies,
     /// How often its tasks have been ended by another.

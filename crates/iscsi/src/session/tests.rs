@@ -19,6 +19,7 @@ use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest,
 use crate::{Attachment, Authentication, LoginRefusal, Secret};
 
 mod digests;
+mod reservations;
 
 const CHECK_CONDITION: u8 = 0x02;
 
