@@ -95,7 +95,8 @@ impl Inventory {
     /// Opens (making it where needed) the data directory, locks it, and removes
     /// what an interrupted import or removal left behind.
     pub(crate) fn open(data: &Path, limits: Limits) -> Result<Inventory> {
-        for directory in [data, &data.join("images"), &data.join("overlays")] {
+        let rooms = ["images", "overlays", "reservations"].map(|room| data.join(room));
+        for directory in [data].into_iter().chain(rooms.iter().map(PathBuf::as_path)) {
             fs::create_dir_all(directory).map_err(|e| {
                 Error::Failed(format!(
                     "cannot make the data directory {}: {e}",

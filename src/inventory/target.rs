@@ -173,6 +173,12 @@ impl Inventory {
             .write(Survives::Power, |facts| facts.remove_unit(id))
     }
 
+    /// Where a unit's reservations outlive the server:
+    /// `DATA/reservations/ID`.
+    pub(crate) fn reservations_path(&self, unit: Uuid) -> PathBuf {
+        self.data.join("reservations").join(unit.to_string())
+    }
+
     /// Whether a file may be a unit of a plain target: nothing of the data
     /// directory that a machine's disk consists of is written by anybody else,
     /// and no secret is read.

@@ -16,6 +16,7 @@ use std::thread::{self, JoinHandle};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+mod kept;
 mod serve;
 
 const DISKLESS: &str = env!("CARGO_BIN_EXE_diskless");

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use iscsi::disk::{Access, Disk, DiskError, Raw};
-use iscsi::{Identity, Iqn, LogicalUnit, Sessions, Target};
+use iscsi::{Identity, Iqn, LogicalUnit, ReservationFile, Sessions, Target};
 use uuid::Uuid;
 
 use super::unit::{open_disk, shaped};
@@ -142,6 +142,10 @@ impl KeptTargets {
                 flush(opened);
             }
         }
+        target
+            .units
+            .iter()
+            .for_each(|unit| self.forget_reservations(unit));
         tracing::info!(target_name = target.iqn, "target removed");
         Ok(())
     }
@@ -195,6 +199,7 @@ impl KeptTargets {
         if let Some(opened) = opened {
             flush(opened);
         }
+        self.forget_reservations(unit);
         self.heed_sharing(&self.inventory.target(&target.name)?);
         tracing::info!(target_name = target.iqn, lun, "unit removed");
         Ok(())
@@ -392,6 +397,7 @@ impl KeptTargets {
         let raw = Arc::new(raw);
         let identity = Identity::new(*unit.id.as_bytes(), product(unit.kind));
         let logical_unit = shaped(Arc::<Raw>::clone(&raw), unit.kind, identity);
+        self.keep_reservations(unit, &logical_unit)?;
         let mut all = lock(&self.served);
         let served = all.get_mut(&target.id).ok_or_else(gone)?;
         served
@@ -400,6 +406,34 @@ impl KeptTargets {
             .map_err(|error| Error::Conflict(error.to_string()))?;
         served.units.insert(unit.lun, Opened::Disk { raw, file });
         Ok(())
+    }
+
+    /// Goes on with the reservations of before a restart (APTPL). One whose
+    /// members were kept apart by them is not served without.
+    fn keep_reservations(&self, unit: &Unit, logical_unit: &LogicalUnit) -> Result<()> {
+        let path = self.inventory.reservations_path(unit.id);
+        let file = ReservationFile::at(&path);
+        let saved = file.load().map_err(|error| error.to_string());
+        let kept = saved
+            .and_then(|saved| logical_unit.keep_reservations(Arc::new(file), saved.as_deref()));
+        kept.map_err(|why| {
+            Error::Conflict(format!(
+                "its reservations in {} cannot be read ({why}): if no cluster uses it any more, \
+                 remove that file",
+                path.display()
+            ))
+        })
+    }
+
+    /// Forgets the reservations of a unit that is no more.
+    fn forget_reservations(&self, unit: &Unit) {
+        let path = self.inventory.reservations_path(unit.id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "not removed");
+            }
+            _ => {}
+        }
     }
 
     /// Puts a disk of another size in a unit's place.
