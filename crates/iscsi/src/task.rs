@@ -122,6 +122,7 @@ impl Job {
 
     /// Does what is still to be done once it is answered; takes its time.
     pub(crate) fn go_on(self) {
+        drop(self.nexus); // it may have to end before this does
         self.unit.go_on(&self.work, &self.data);
     }
 

@@ -215,3 +215,56 @@ impl Bell for Mailbox {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::time::{Duration, Instant};
+
+    use scsi::disk::Ram;
+    use scsi::{Identity, LogicalUnit, NexusName};
+
+    use super::*;
+    use crate::task::Task;
+
+    #[test]
+    fn an_immediate_sanitize_goes_on_after_its_answer_and_its_session() {
+        let identity = Identity::new([3; 16], "TEST");
+        let unit = Arc::new(LogicalUnit::new(Arc::new(Ram::new(1 << 20)), identity));
+        unit.disk().write(0, &[7; 4096]).unwrap();
+        let name = NexusName {
+            initiator: "iqn.2026-01.test:pc".to_owned(),
+            isid: [0x80, 0, 0, 0, 0, 1],
+        };
+        let nexus = unit.connect(&name);
+        assert!(unit.admit(&nexus, &[0; 6]).is_err(), "its first attention");
+        let erase = [0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0];
+        let work = unit.admit(&nexus, &erase).unwrap();
+        let mut task = Task::new(1, [0; 8], (unit.clone(), nexus), work, 0);
+        let called_off = Arc::new(AtomicBool::new(false));
+        let job = task.job(1, called_off.clone());
+        drop(task);
+        let workers = Workers::start(1).unwrap();
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        workers.run(job, &mailbox);
+        mailbox.wait_until_idle();
+        let done = mailbox.collect();
+        assert_eq!(
+            done.iter().map(|d| d.result.is_ok()).collect::<Vec<_>>(),
+            [true]
+        );
+        called_off.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(workers);
+        // Once the unit is ready again, nothing is stored.
+        let nexus = unit.connect(&name);
+        let _attention = unit.admit(&nexus, &[0; 6]);
+        let begun = Instant::now();
+        while unit.admit(&nexus, &[0; 6]).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "it stopped");
+            thread::yield_now();
+        }
+        let mut bytes = [1; 4096];
+        unit.disk().read(0, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 4096]);
+    }
+}
