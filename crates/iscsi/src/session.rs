@@ -314,7 +314,13 @@ impl<'t> Session<'t> {
         for running in self.running.values() {
             running.called_off.store(true, Ordering::Relaxed);
         }
-        for nexus in self.nexuses.iter().flatten() {
+        self.leave();
+    }
+
+    /// I_T nexus loss: what the session held is free, though a command of it
+    /// may still be on a worker.
+    fn leave(&mut self) {
+        for nexus in self.nexuses.drain(..).flatten() {
             nexus.leave();
         }
     }
@@ -648,7 +654,7 @@ impl<'t> Session<'t> {
         if closes {
             self.end_tasks(|_, _| true);
             // Who hears the response may count on it: no reservation is left.
-            self.nexuses.clear();
+            self.leave();
         }
         let response = LogoutResponse {
             response,

@@ -14,6 +14,18 @@ impl Lab {
         lab
     }
 
+    fn log_out(&mut self) -> Next {
+        let request = Request::Logout(LogoutRequest {
+            immediate: true,
+            reason: 0,
+            itt: 9,
+            cid: 0,
+            cmd_sn: self.cmd_sn,
+            exp_stat_sn: 0,
+        });
+        self.send(&request, &[])
+    }
+
     /// PERSISTENT RESERVE OUT: how it ended.
     fn reserve(&mut self, action: u8, kind: u8, keys: (u8, u8)) -> u8 {
         let mut list = [0u8; 24];
@@ -73,6 +85,12 @@ fn preempt_and_abort_silences_a_flush_of_its_victim() {
 
 #[test]
 fn a_session_that_is_over_holds_nothing_while_its_flush_hangs() {
+    for logs_out in [false, true] {
+        holds_nothing_once_over(logs_out);
+    }
+}
+
+fn holds_nothing_once_over(logs_out: bool) {
     let mut lab = Lab::new();
     let mut other = lab.second();
     assert!(lab.command(&[0x16, 0, 0, 0, 0, 0], 0, 0x80, &[])[0].is_good());
@@ -80,7 +98,10 @@ fn a_session_that_is_over_holds_nothing_while_its_flush_hangs() {
     let hanging = lab.session.jobs();
     assert_eq!(hanging.len(), 1);
     assert_eq!(other.command(&[0; 6], 0, 0x80, &[])[0].bytes[1], CONFLICT);
-    lab.session.call_off();
+    match logs_out {
+        true => assert_eq!(lab.log_out(), Next::Close),
+        false => lab.session.call_off(),
+    }
     assert!(other.command(&[0; 6], 0, 0x80, &[])[0].is_good());
 }
 
