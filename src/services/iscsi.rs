@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use disk::SharedDisk;
 use iscsi::{
-    Attachment, Authentication, Identity, LogicalUnit, Login, LoginRefusal, Secret, Sessions,
-    Target, Targets,
+    Attachment, Authentication, ChapSecrets, Identity, LogicalUnit, Login, LoginRefusal,
+    LoginStatus, Refused, Secret, Sessions, Target, Targets,
 };
 use uuid::Uuid;
 
@@ -262,7 +262,7 @@ impl MachineDisks {
             Standing::Prepared(prepared) => self.begin(&machine, prepared, chap_name, &mut slot),
             Standing::Current => self.resume(&machine, generation, &mut slot),
             Standing::Void(why) => {
-                self.refused(&machine, generation, why);
+                self.refuse_void(&machine, generation, why);
                 return Err(LoginRefusal::AuthenticationFailure);
             }
         };
@@ -313,7 +313,7 @@ impl MachineDisks {
             .map_err(|error| LoginRefusal::TargetError(error.to_string()))
     }
 
-    fn refused(&self, machine: &Machine, generation: u64, why: &str) {
+    fn refuse_void(&self, machine: &Machine, generation: u64, why: &str) {
         self.site.timeline.record(
             machine.mac,
             Stage::Refused,
@@ -392,7 +392,7 @@ impl Targets for MachineDisks {
         Authentication::Chap
     }
 
-    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<Secret> {
+    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<ChapSecrets> {
         let (name, generation) = inventory::parse_chap_name(chap_name)?;
         if let Some(target) = &login.target
             && self.site.machine_in(target) != Some(name)
@@ -405,11 +405,11 @@ impl Targets for MachineDisks {
             Standing::Prepared(prepared) => &prepared.secret,
             Standing::Current => generations.current_secret.as_ref()?,
             Standing::Void(why) => {
-                self.refused(&machine, generation, why);
+                self.refuse_void(&machine, generation, why);
                 return None;
             }
         };
-        Some(Secret::new(secret.as_bytes()))
+        Some(Secret::new(secret.as_bytes()).into())
     }
 
     fn open(&self, login: &Login) -> Result<Attachment, LoginRefusal> {
@@ -427,6 +427,28 @@ impl Targets for MachineDisks {
             .map(|machine| self.site.target_name(&machine))
             .into_iter()
             .collect()
+    }
+
+    fn refused(&self, _login: &Login, refused: &Refused<'_>) {
+        if refused.status != LoginStatus::AUTHENTICATION_FAILURE {
+            return;
+        }
+        let claimed = refused.claimed_name.and_then(inventory::parse_chap_name);
+        let Some((name, generation)) = claimed else {
+            return;
+        };
+        let Ok(machine) = self.site.inventory.machine_by_name(name) else {
+            return;
+        };
+        // Of a generation that is void, `chap_secret` has said so.
+        let stands = self
+            .generations(&machine)
+            .is_ok_and(|all| !matches!(stands(&all, generation), Standing::Void(_)));
+        if stands {
+            let words = format!("login of boot generation {generation}: {}", refused.reason);
+            let timeline = &self.site.timeline;
+            timeline.record(machine.mac, Stage::Refused, words);
+        }
     }
 }
 

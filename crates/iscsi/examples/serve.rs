@@ -1,7 +1,8 @@
 //! Serves one disk over iSCSI: for judges and for trying.
 //!
-//! `serve [--listen ADDR:PORT] [--iqn NAME] [--chap NAME:SECRET] [--thick]
-//! [--read-only] [--removable] [--copy] (FILE | --ram MIB)`
+//! `serve [--listen ADDR:PORT] [--iqn NAME] [--chap NAME:SECRET
+//! [--mutual NAME:SECRET]] [--thick] [--read-only] [--removable] [--copy]
+//! (FILE | --ram MIB)`
 //!
 //! With `--copy` nothing is sent from where it lies mapped. Memory is then a
 //! [`disk::Ram`], whose writes are all or nothing (WRITE ATOMIC).
@@ -19,8 +20,8 @@ use std::time::Duration;
 
 use disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Raw, Segment, SharedDisk};
 use iscsi::{
-    Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Medium,
-    Provisioning, Secret, Server, Shape, Target, Targets,
+    Attachment, Authentication, ChapSecrets, Identity, Limits, LogicalUnit, Login, LoginRefusal,
+    Medium, Provisioning, Secret, Server, Shape, Target, Targets,
 };
 
 fn main() {
@@ -52,6 +53,7 @@ fn run() -> Result<(), String> {
     let site = Arc::new(Site {
         target,
         chap: options.chap,
+        mutual: options.mutual,
     });
     let server = Server::bind(&[options.listen], site, Limits::default())
         .map_err(|error| format!("listening on {}: {error}", options.listen))?;
@@ -65,6 +67,7 @@ struct Options {
     listen: SocketAddr,
     iqn: String,
     chap: Option<(String, String)>,
+    mutual: Option<(String, String)>,
     shape: Shape,
     copies: bool,
     ram_mib: Option<u64>,
@@ -77,6 +80,7 @@ impl Options {
             listen: "127.0.0.1:3260".parse().map_err(|e| format!("{e}"))?,
             iqn: "iqn.2026-01.lab:serve".to_owned(),
             chap: None,
+            mutual: None,
             shape: Shape::default(),
             copies: false,
             ram_mib: None,
@@ -91,11 +95,8 @@ impl Options {
                     options.listen = text.parse().map_err(|e| format!("{text}: {e}"))?;
                 }
                 "--iqn" => options.iqn = value()?,
-                "--chap" => {
-                    let text = value()?;
-                    let (name, secret) = text.split_once(':').ok_or("--chap NAME:SECRET")?;
-                    options.chap = Some((name.to_owned(), secret.to_owned()));
-                }
+                "--chap" => options.chap = Some(name_and_secret(&value()?)?),
+                "--mutual" => options.mutual = Some(name_and_secret(&value()?)?),
                 "--thick" => options.shape.provisioning = Provisioning::Full,
                 "--read-only" => options.shape.access = Access::ReadOnly,
                 "--removable" => options.shape.medium = Medium::Removable,
@@ -111,9 +112,15 @@ impl Options {
     }
 }
 
+fn name_and_secret(text: &str) -> Result<(String, String), String> {
+    let (name, secret) = text.split_once(':').ok_or("wanted: NAME:SECRET")?;
+    Ok((name.to_owned(), secret.to_owned()))
+}
+
 struct Site {
     target: Arc<Target>,
     chap: Option<(String, String)>,
+    mutual: Option<(String, String)>,
 }
 
 impl Targets for Site {
@@ -124,9 +131,13 @@ impl Targets for Site {
         }
     }
 
-    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<Secret> {
+    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<ChapSecrets> {
         let (name, secret) = self.chap.as_ref()?;
-        (name == chap_name).then(|| Secret::new(secret.as_bytes()))
+        let mutual = self.mutual.as_ref();
+        (name == chap_name).then(|| ChapSecrets {
+            initiator: Secret::new(secret.as_bytes()),
+            target: mutual.map(|(name, secret)| (name.clone(), Secret::new(secret.as_bytes()))),
+        })
     }
 
     fn open(&self, login: &Login) -> Result<Attachment, LoginRefusal> {

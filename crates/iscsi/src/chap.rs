@@ -1,31 +1,128 @@
-//! CHAP with MD5, one-way (RFC 7143 section 12.1.3, RFC 1994).
+//! CHAP, one-way and mutual (RFC 7143 sections 9.2.1 and 12.1.3, RFC 1994).
+//!
+//! Owns no login: [`login`](crate::login) says when a challenge is issued and
+//! what came back.
+//!
+//! Invariant: no challenge of ours is ever answered by ourselves. A peer that
+//! sends one back, over whichever connection, is refused.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use md5::{Digest, Md5};
+use sha1::Sha1;
+use sha2::Sha256;
+use sha3::Sha3_256;
 use subtle::ConstantTimeEq;
 
-use crate::Secret;
+use crate::{ChapAlgorithm, ChapSecrets, Secret, keys};
 
-/// CHAP_A of MD5.
-pub(crate) const MD5: &str = "5";
 /// Length of our challenges.
 pub(crate) const CHALLENGE_BYTES: usize = 16;
 /// Longest binary value a peer may send (RFC 7143 section 12.1.3).
 const MAX_BINARY_BYTES: usize = 1024;
 
-/// A challenge that was sent and not answered yet. Answered once: whoever
-/// fails needs a new login, and gets a new challenge.
-pub(crate) struct Challenge {
-    identifier: u8,
-    bytes: [u8; CHALLENGE_BYTES],
-}
-
-impl Challenge {
-    /// A challenge of fresh random bytes.
-    pub(crate) fn new(random: [u8; CHALLENGE_BYTES + 1]) -> Challenge {
-        let [identifier, bytes @ ..] = random;
-        Challenge { identifier, bytes }
+impl ChapAlgorithm {
+    /// The number that names it in CHAP_A.
+    pub(crate) fn number(self) -> &'static str {
+        match self {
+            ChapAlgorithm::Md5 => "5",
+            ChapAlgorithm::Sha1 => "6",
+            ChapAlgorithm::Sha256 => "7",
+            ChapAlgorithm::Sha3_256 => "8",
+        }
     }
 
+    /// The first of an initiator's list (CHAP_A) that is `allowed`.
+    pub(crate) fn pick(list: &str, allowed: &[ChapAlgorithm]) -> Option<ChapAlgorithm> {
+        list.split(',').find_map(|number| {
+            let is_it = |algorithm: &&ChapAlgorithm| algorithm.number() == number;
+            allowed.iter().find(is_it).copied()
+        })
+    }
+
+    /// The response to a challenge (RFC 1994 section 4.1).
+    fn response(self, identifier: u8, secret: &Secret, challenge: &[u8]) -> Vec<u8> {
+        fn digest<D: Digest>(parts: [&[u8]; 3]) -> Vec<u8> {
+            let start = D::new();
+            let all = parts
+                .iter()
+                .fold(start, |hash, part| hash.chain_update(part));
+            all.finalize().to_vec()
+        }
+        let parts = [&[identifier], secret.as_bytes(), challenge];
+        match self {
+            ChapAlgorithm::Md5 => digest::<Md5>(parts),
+            ChapAlgorithm::Sha1 => digest::<Sha1>(parts),
+            ChapAlgorithm::Sha256 => digest::<Sha256>(parts),
+            ChapAlgorithm::Sha3_256 => digest::<Sha3_256>(parts),
+        }
+    }
+}
+
+/// The challenges of all logins that are under way.
+#[derive(Clone, Default)]
+pub(crate) struct Challenges(Arc<Mutex<HashSet<Vec<u8>>>>);
+
+impl Challenges {
+    /// Issues a challenge of fresh random bytes; `None` when they are not.
+    pub(crate) fn issue(
+        &self,
+        algorithm: ChapAlgorithm,
+        random: [u8; CHALLENGE_BYTES + 1],
+    ) -> Option<Challenge> {
+        let [identifier, bytes @ ..] = random;
+        self.issue_these(algorithm, identifier, bytes.to_vec())
+    }
+
+    fn issue_these(
+        &self,
+        algorithm: ChapAlgorithm,
+        identifier: u8,
+        bytes: Vec<u8>,
+    ) -> Option<Challenge> {
+        self.lock().insert(bytes.clone()).then(|| Challenge {
+            algorithm,
+            identifier,
+            bytes,
+            issued: self.clone(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A challenge that was sent. Answered once: whoever fails needs a new login,
+/// and gets a new challenge. Kept until that login is over.
+pub(crate) struct Challenge {
+    algorithm: ChapAlgorithm,
+    identifier: u8,
+    bytes: Vec<u8>,
+    issued: Challenges,
+}
+
+impl Drop for Challenge {
+    fn drop(&mut self) {
+        self.issued.lock().remove(&self.bytes);
+    }
+}
+
+/// What the initiator sent in answer to a challenge: texts as they came.
+pub(crate) struct Proof<'a> {
+    /// CHAP_R.
+    pub(crate) response: &'a str,
+    /// CHAP_I and CHAP_C, of an initiator that wants our proof.
+    pub(crate) identifier: Option<&'a str>,
+    pub(crate) challenge: Option<&'a str>,
+}
+
+/// Why a proof is none.
+pub(crate) type Flaw = &'static str;
+
+impl Challenge {
     /// CHAP_I.
     pub(crate) fn identifier(&self) -> String {
         self.identifier.to_string()
@@ -33,24 +130,52 @@ impl Challenge {
 
     /// CHAP_C.
     pub(crate) fn text(&self) -> String {
-        self.bytes
-            .iter()
-            .fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+        hexadecimal_text(&self.bytes)
     }
 
-    /// Whether `response` (CHAP_R) shows the secret.
-    pub(crate) fn is_answered(&self, secret: &Secret, response: &str) -> bool {
-        let expected = Md5::new()
-            .chain_update([self.identifier])
-            .chain_update(secret.as_bytes())
-            .chain_update(self.bytes)
-            .finalize();
-        match binary(response) {
-            // A length is no secret; the bytes are compared in constant time.
-            Some(given) => bool::from(given.ct_eq(expected.as_slice())),
-            None => false,
+    /// Checks the initiator's proof; our name and response (CHAP_N, CHAP_R)
+    /// where it wants ours.
+    pub(crate) fn check(
+        &self,
+        proof: &Proof<'_>,
+        secrets: &ChapSecrets,
+    ) -> Result<Option<(String, String)>, Flaw> {
+        let response = |secret| {
+            self.algorithm
+                .response(self.identifier, secret, &self.bytes)
+        };
+        let given = binary(proof.response).ok_or("the CHAP response is no binary value")?;
+        // A length is no secret; the bytes are compared in constant time.
+        if !bool::from(given.ct_eq(&response(&secrets.initiator))) {
+            return Err("wrong CHAP secret");
         }
+        if let Some((_, ours)) = &secrets.target
+            && bool::from(given.ct_eq(&response(ours)))
+        {
+            return Err("the CHAP secrets of initiator and target must differ");
+        }
+        let (identifier, challenge) = match (proof.identifier, proof.challenge) {
+            (None, None) => return Ok(None),
+            (Some(identifier), Some(challenge)) => (identifier, challenge),
+            _ => return Err("half a CHAP challenge"),
+        };
+        let identifier = keys::number(identifier).and_then(|number| u8::try_from(number).ok());
+        let identifier = identifier.ok_or("the CHAP identifier is no byte")?;
+        let challenge = binary(challenge).ok_or("the CHAP challenge is no binary value")?;
+        if self.issued.lock().contains(&challenge) {
+            return Err("a CHAP challenge of our own was sent back");
+        }
+        let (name, secret) = secrets.target.as_ref().ok_or("no secret for mutual CHAP")?;
+        let response = self.algorithm.response(identifier, secret, &challenge);
+        Ok(Some((name.clone(), hexadecimal_text(&response))))
     }
+}
+
+fn hexadecimal_text(bytes: &[u8]) -> String {
+    bytes.iter().fold("0x".to_owned(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// Reads a binary value: 0x and hexadecimal, or 0b and base64 (RFC 7143
@@ -112,59 +237,10 @@ fn base64(digits: &str) -> Option<Vec<u8>> {
             bytes.push(((bits >> held) & 0xff).to_be_bytes()[3]);
         }
     }
-    Some(bytes)
+    // What is left over of the last digit says nothing, and so must be zero.
+    let rest = bits & ((1 << held) - 1);
+    (rest == 0 && held < 6).then_some(bytes)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The fact sheet's vector: id 0x17, challenge 00..0F.
-    fn challenge() -> Challenge {
-        Challenge {
-            identifier: 0x17,
-            bytes: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
-        }
-    }
-
-    #[test]
-    fn the_right_response_passes_in_hex_of_any_case_and_in_base64() {
-        let secret = Secret::new("secretsecret1");
-        let challenge = challenge();
-        assert_eq!(challenge.text(), "0x000102030405060708090a0b0c0d0e0f");
-        for response in [
-            "0x340b0fd5bfcb7192f50ef966404d6f16",
-            "0x340B0FD5BFCB7192F50EF966404D6F16",
-            "0bNAsP1b/LcZL1DvlmQE1vFg==",
-        ] {
-            assert!(challenge.is_answered(&secret, response), "{response}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_short_or_overlong_response_fails() {
-        let secret = Secret::new("secretsecret1");
-        for response in [
-            "0x340b0fd5bfcb7192f50ef966404d6f17",
-            "0x340b0fd5bfcb7192f50ef966404d6f",
-            "0x340b0fd5bfcb7192f50ef966404d6f1600",
-            "0bNAsP1b/LcZL1DvlmQE1vFgAA",
-            "340b0fd5bfcb7192f50ef966404d6f16",
-            "0x",
-            "",
-        ] {
-            assert!(!challenge().is_answered(&secret, response), "{response}");
-        }
-    }
-
-    #[test]
-    fn an_odd_number_of_digits_starts_with_half_a_byte() {
-        assert_eq!(binary("0x123"), Some(vec![0x01, 0x23]));
-    }
-
-    #[test]
-    fn a_binary_value_has_1024_bytes_at_most() {
-        assert!(binary(&format!("0x{}", "00".repeat(1024))).is_some());
-        assert!(binary(&format!("0x{}", "00".repeat(1025))).is_none());
-    }
-}
+mod tests;

@@ -37,9 +37,9 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, BadText> {
     {
         let pair = str::from_utf8(pair).map_err(|_| BadText)?;
         let (key, value) = pair.split_once('=').ok_or(BadText)?;
-        let longest = match key.starts_with("CHAP_") {
-            true => MAX_BINARY_VALUE_BYTES,
-            false => MAX_VALUE_BYTES,
+        let longest = match key {
+            "CHAP_C" | "CHAP_R" => MAX_BINARY_VALUE_BYTES,
+            _ => MAX_VALUE_BYTES,
         };
         if key.is_empty() || key.len() > MAX_KEY_BYTES || value.len() > longest {
             return Err(BadText);
@@ -58,7 +58,7 @@ pub(crate) fn emit(text: &mut Vec<u8>, key: &str, value: &str) {
 }
 
 /// A number, decimal or hexadecimal.
-fn number(value: &str) -> Option<u32> {
+pub(crate) fn number(value: &str) -> Option<u32> {
     let hexadecimal = value
         .strip_prefix("0x")
         .or_else(|| value.strip_prefix("0X"));
@@ -142,7 +142,7 @@ pub(crate) enum Answer {
     Silence,
     /// This value.
     Value(String),
-    /// `Reject`, and without this key there is no session.
+    /// `Reject`, and without an agreement there is no session.
     Fatal,
 }
 
@@ -160,13 +160,55 @@ impl Answer {
     }
 }
 
+/// Keys of the session, which only its first connection negotiates (RFC 7143
+/// section 13: "LO").
+pub(crate) fn is_leading_only(key: &str) -> bool {
+    matches!(
+        key,
+        "MaxConnections"
+            | "InitialR2T"
+            | "ImmediateData"
+            | "MaxBurstLength"
+            | "FirstBurstLength"
+            | "DefaultTime2Wait"
+            | "DefaultTime2Retain"
+            | "MaxOutstandingR2T"
+            | "DataPDUInOrder"
+            | "DataSequenceInOrder"
+            | "ErrorRecoveryLevel"
+            | "TaskReporting"
+            | "iSCSIProtocolLevel"
+            | "X#NodeArchitecture"
+    )
+}
+
 impl Parameters {
+    /// What a further connection of the session starts from: the session's
+    /// own, and the defaults of what each connection negotiates.
+    pub(crate) fn of_session(&self) -> Parameters {
+        let Parameters {
+            header_digest,
+            data_digest,
+            max_send_data_segment_length,
+            ..
+        } = Parameters::default();
+        Parameters {
+            header_digest,
+            data_digest,
+            max_send_data_segment_length,
+            ..self.clone()
+        }
+    }
+
     /// Answers one offered operational key, and holds to the answer.
     pub(crate) fn answer(&mut self, key: &str, value: &str) -> Answer {
         match key {
             // Declarations; who is who has been read already.
             "InitiatorName" | "InitiatorAlias" | "TargetName" | "SessionType"
             | "X#NodeArchitecture" => Answer::Silence,
+            // Irrelevant ones (FirstBurstLength where nothing is unsolicited,
+            // all of data transfer in a discovery session) are answered like
+            // any other: initiators read a numeric `Irrelevant` as 0.
             "HeaderDigest" => digest(value, OUR_DIGESTS, &mut self.header_digest),
             "DataDigest" => digest(value, OUR_DIGESTS, &mut self.data_digest),
             "MaxConnections" => least(value, 1..=65_535, 1),

@@ -26,6 +26,7 @@ mod target;
 mod task;
 mod wire;
 
+pub use login::LoginStatus;
 pub use name::{Iqn, NameError};
 pub use scsi::{Device, Identity, LogicalUnit, Medium, Provisioning, Shape, disk};
 pub use scsi::{ReservationFile, ReservationKeeper};
@@ -41,14 +42,28 @@ pub trait Targets: Send + Sync + 'static {
         let _ = sessions;
     }
 
+    /// Where this login has to go instead. Asked before it has proved
+    /// anything, so the answer must be one that anybody may hear.
+    fn redirect(&self, login: &Login) -> Option<Redirect> {
+        let _ = login;
+        None
+    }
+
     /// Which authentication this login must pass. Asked before anything about
     /// the target is revealed; for an unknown target answer what a known one
     /// would get.
     fn authentication(&self, login: &Login) -> Authentication;
 
-    /// The CHAP secret of `chap_name` for this login; `None` refuses with
+    /// The CHAP algorithms this login may use; the initiator's order decides
+    /// among them.
+    fn chap_algorithms(&self, login: &Login) -> Vec<ChapAlgorithm> {
+        let _ = login;
+        ChapAlgorithm::ALL.to_vec()
+    }
+
+    /// The CHAP secrets for `chap_name` and this login; `None` refuses with
     /// 0201. Only asked when `authentication` said [`Authentication::Chap`].
-    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<Secret>;
+    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<ChapSecrets>;
 
     /// Opens the target for a login that has authenticated. May close other
     /// sessions first (through [`Sessions`]).
@@ -56,6 +71,13 @@ pub trait Targets: Send + Sync + 'static {
 
     /// The targets this initiator may know of (SendTargets).
     fn discover(&self, login: &Login) -> Vec<String>;
+
+    /// Told of every login that was refused once its names were known, but
+    /// for those that `open` refused. Anybody may bring that about, as often
+    /// as he likes.
+    fn refused(&self, login: &Login, refused: &Refused<'_>) {
+        let _ = (login, refused);
+    }
 }
 
 /// One login, as far as it has come.
@@ -80,8 +102,52 @@ pub struct Login {
 pub enum Authentication {
     /// Nothing.
     None,
-    /// CHAP (one-way).
+    /// CHAP; mutual when the initiator asks for that.
     Chap,
+}
+
+/// A hash that CHAP uses (RFC 7143 section 12.1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChapAlgorithm {
+    /// CHAP_A 5; every initiator has it.
+    Md5,
+    /// CHAP_A 6.
+    Sha1,
+    /// CHAP_A 7.
+    Sha256,
+    /// CHAP_A 8.
+    Sha3_256,
+}
+
+impl ChapAlgorithm {
+    /// All of them, the oldest first.
+    pub const ALL: [ChapAlgorithm; 4] = [
+        ChapAlgorithm::Md5,
+        ChapAlgorithm::Sha1,
+        ChapAlgorithm::Sha256,
+        ChapAlgorithm::Sha3_256,
+    ];
+}
+
+/// What proves both sides of a login. `Secret::into` makes one that proves
+/// the initiator only.
+#[derive(Clone, Debug)]
+pub struct ChapSecrets {
+    /// The initiator's.
+    pub initiator: Secret,
+    /// Our own CHAP name and secret, for an initiator that asks for our proof
+    /// (mutual CHAP); without them it gets 0201. Must be another secret than
+    /// the initiator's (RFC 7143 section 9.2.1): equal ones refuse the login.
+    pub target: Option<(String, Secret)>,
+}
+
+impl From<Secret> for ChapSecrets {
+    fn from(initiator: Secret) -> ChapSecrets {
+        ChapSecrets {
+            initiator,
+            target: None,
+        }
+    }
 }
 
 /// A CHAP secret; not shown by `Debug`.
@@ -125,10 +191,34 @@ pub enum LoginRefusal {
     AuthorizationFailure,
     /// 0203.
     NotFound,
+    /// 0204.
+    Removed,
+    /// 0101 or 0102.
+    Moved(Redirect),
     /// 0301: try again later (the disk is being prepared).
     ServiceUnavailable,
     /// 0300, with what happened, for the log.
     TargetError(String),
+}
+
+/// Where a login has to go instead (RFC 7143 sections 11.13.5 and 13.8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// `HOST:PORT`, or `[ADDRESS]:PORT` of IPv6. iPXE needs the port.
+    pub to: String,
+    /// 0102, which an initiator may remember, instead of 0101.
+    pub permanently: bool,
+}
+
+/// A login that was refused: what the initiator was told, and what it was not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused<'a> {
+    /// What the initiator was told.
+    pub status: LoginStatus,
+    /// CHAP_N as the initiator claimed it; not proved.
+    pub claimed_name: Option<&'a str>,
+    /// Why, for an operator: `wrong CHAP secret`.
+    pub reason: &'a str,
 }
 
 /// What one server lets its peers use up. Every field has a sane default.

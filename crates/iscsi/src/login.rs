@@ -4,18 +4,24 @@
 //! [`Progress::Enter`], which carries the negotiated [`Parameters`].
 //!
 //! Invariant: nothing about a target is revealed before the initiator has
-//! proved what [`Targets::authentication`] asked for.
+//! proved what [`Targets::authentication`] asked for, but for what
+//! [`Targets::redirect`] says to everybody.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::net::SocketAddr;
 
-use crate::chap::{self, Challenge};
+use crate::chap::{self, Challenge, Challenges, Proof};
 use crate::keys::{self, Answer, Parameters};
 use crate::wire::{LoginRequest, LoginResponse, Numbers};
-use crate::{Authentication, Iqn, Login, LoginRefusal, Targets};
+use crate::{Authentication, ChapAlgorithm, Iqn, Login, LoginRefusal, Redirect, Refused, Targets};
 
+/// Longest data segment of a login PDU, either way (RFC 7143 section 13.12).
+pub(crate) const MAX_LOGIN_DATA_BYTES: usize = 8192;
 /// Most text one login sends, over all its PDUs.
 const MAX_LOGIN_TEXT_BYTES: usize = 64 * 1024;
+/// Most keys of one login; there are 30 that mean anything.
+const MAX_LOGIN_KEYS: usize = 256;
 /// Most PDUs of one login.
 const MAX_LOGIN_PDUS: u32 = 16;
 /// The portal group every portal belongs to.
@@ -27,42 +33,151 @@ const SECURITY: u8 = 0;
 const OPERATIONAL: u8 = 1;
 const FULL_FEATURE: u8 = 3;
 
-/// Status class and detail (RFC 7143 section 11.13.5).
+/// What a login was answered: status class and detail (RFC 7143 section
+/// 11.13.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LoginStatus(pub(crate) [u8; 2]);
+pub struct LoginStatus([u8; 2]);
 
 impl LoginStatus {
-    pub(crate) const SUCCESS: LoginStatus = LoginStatus([0, 0]);
-    pub(crate) const INITIATOR_ERROR: LoginStatus = LoginStatus([2, 0]);
-    pub(crate) const AUTHENTICATION_FAILURE: LoginStatus = LoginStatus([2, 1]);
-    pub(crate) const UNSUPPORTED_VERSION: LoginStatus = LoginStatus([2, 5]);
-    pub(crate) const MISSING_PARAMETER: LoginStatus = LoginStatus([2, 7]);
-    pub(crate) const CANNOT_INCLUDE: LoginStatus = LoginStatus([2, 8]);
-    pub(crate) const SESSION_TYPE: LoginStatus = LoginStatus([2, 9]);
-    pub(crate) const NO_SUCH_SESSION: LoginStatus = LoginStatus([2, 0x0a]);
-    pub(crate) const INVALID_DURING_LOGIN: LoginStatus = LoginStatus([2, 0x0b]);
-    pub(crate) const SERVICE_UNAVAILABLE: LoginStatus = LoginStatus([3, 1]);
-    pub(crate) const OUT_OF_RESOURCES: LoginStatus = LoginStatus([3, 2]);
+    /// 0000.
+    pub const SUCCESS: LoginStatus = LoginStatus([0, 0]);
+    /// 0101.
+    pub const MOVED_TEMPORARILY: LoginStatus = LoginStatus([1, 1]);
+    /// 0102.
+    pub const MOVED_PERMANENTLY: LoginStatus = LoginStatus([1, 2]);
+    /// 0200.
+    pub const INITIATOR_ERROR: LoginStatus = LoginStatus([2, 0]);
+    /// 0201.
+    pub const AUTHENTICATION_FAILURE: LoginStatus = LoginStatus([2, 1]);
+    /// 0202.
+    pub const AUTHORIZATION_FAILURE: LoginStatus = LoginStatus([2, 2]);
+    /// 0203.
+    pub const NOT_FOUND: LoginStatus = LoginStatus([2, 3]);
+    /// 0204.
+    pub const REMOVED: LoginStatus = LoginStatus([2, 4]);
+    /// 0205.
+    pub const UNSUPPORTED_VERSION: LoginStatus = LoginStatus([2, 5]);
+    /// 0206.
+    pub const TOO_MANY_CONNECTIONS: LoginStatus = LoginStatus([2, 6]);
+    /// 0207.
+    pub const MISSING_PARAMETER: LoginStatus = LoginStatus([2, 7]);
+    /// 0208.
+    pub const CANNOT_INCLUDE: LoginStatus = LoginStatus([2, 8]);
+    /// 0209.
+    pub const SESSION_TYPE: LoginStatus = LoginStatus([2, 9]);
+    /// 020A.
+    pub const NO_SUCH_SESSION: LoginStatus = LoginStatus([2, 0x0a]);
+    /// 020B.
+    pub const INVALID_DURING_LOGIN: LoginStatus = LoginStatus([2, 0x0b]);
+    /// 0300.
+    pub const TARGET_ERROR: LoginStatus = LoginStatus([3, 0]);
+    /// 0301.
+    pub const SERVICE_UNAVAILABLE: LoginStatus = LoginStatus([3, 1]);
+    /// 0302.
+    pub const OUT_OF_RESOURCES: LoginStatus = LoginStatus([3, 2]);
+
+    /// Status class, then status detail.
+    pub fn bytes(self) -> [u8; 2] {
+        self.0
+    }
+
+    /// The RFC's name of it.
+    fn name(self) -> &'static str {
+        match self {
+            LoginStatus::SUCCESS => "success",
+            LoginStatus::MOVED_TEMPORARILY => "target moved temporarily",
+            LoginStatus::MOVED_PERMANENTLY => "target moved permanently",
+            LoginStatus::AUTHENTICATION_FAILURE => "authentication failure",
+            LoginStatus::AUTHORIZATION_FAILURE => "authorization failure",
+            LoginStatus::NOT_FOUND => "target not found",
+            LoginStatus::REMOVED => "target removed",
+            LoginStatus::UNSUPPORTED_VERSION => "unsupported version",
+            LoginStatus::TOO_MANY_CONNECTIONS => "too many connections",
+            LoginStatus::MISSING_PARAMETER => "missing parameter",
+            LoginStatus::CANNOT_INCLUDE => "cannot include in session",
+            LoginStatus::SESSION_TYPE => "session type not supported",
+            LoginStatus::NO_SUCH_SESSION => "session does not exist",
+            LoginStatus::INVALID_DURING_LOGIN => "invalid during login",
+            LoginStatus::TARGET_ERROR => "target error",
+            LoginStatus::SERVICE_UNAVAILABLE => "service unavailable",
+            LoginStatus::OUT_OF_RESOURCES => "out of resources",
+            _ => "initiator error",
+        }
+    }
+
+    pub(crate) fn because(self, reason: &'static str) -> Refusal {
+        Refusal {
+            status: self,
+            reason,
+            redirect: None,
+        }
+    }
+}
+
+impl fmt::Display for LoginStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [class, detail] = self.0;
+        write!(f, "{} ({class:02x}{detail:02x})", self.name())
+    }
+}
+
+/// A refusal that ends the login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: LoginStatus,
+    /// Why, for an operator.
+    pub(crate) reason: &'static str,
+    /// TargetAddress of a target that has moved.
+    redirect: Option<String>,
+}
+
+impl Refusal {
+    fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        if let Some(to) = &self.redirect {
+            keys::emit(&mut text, "TargetAddress", to); // without a tag
+        }
+        text
+    }
+}
+
+impl From<Redirect> for Refusal {
+    fn from(redirect: Redirect) -> Refusal {
+        let status = match redirect.permanently {
+            true => LoginStatus::MOVED_PERMANENTLY,
+            false => LoginStatus::MOVED_TEMPORARILY,
+        };
+        Refusal {
+            redirect: Some(redirect.to),
+            ..status.because("it is served elsewhere")
+        }
+    }
 }
 
 /// The site's words, on the wire.
-impl From<&LoginRefusal> for LoginStatus {
-    fn from(refusal: &LoginRefusal) -> LoginStatus {
-        match refusal {
-            LoginRefusal::AuthenticationFailure => LoginStatus([2, 1]),
-            LoginRefusal::AuthorizationFailure => LoginStatus([2, 2]),
-            LoginRefusal::NotFound => LoginStatus([2, 3]),
-            LoginRefusal::ServiceUnavailable => LoginStatus([3, 1]),
-            LoginRefusal::TargetError(_) => LoginStatus([3, 0]),
-        }
+impl From<LoginRefusal> for Refusal {
+    fn from(refusal: LoginRefusal) -> Refusal {
+        let status = match refusal {
+            LoginRefusal::AuthenticationFailure => LoginStatus::AUTHENTICATION_FAILURE,
+            LoginRefusal::AuthorizationFailure => LoginStatus::AUTHORIZATION_FAILURE,
+            LoginRefusal::NotFound => LoginStatus::NOT_FOUND,
+            LoginRefusal::Removed => LoginStatus::REMOVED,
+            LoginRefusal::Moved(redirect) => return redirect.into(),
+            LoginRefusal::ServiceUnavailable => LoginStatus::SERVICE_UNAVAILABLE,
+            LoginRefusal::TargetError(_) => LoginStatus::TARGET_ERROR,
+        };
+        status.because("the site said so")
     }
 }
 
 /// What a login needs from outside.
 pub(crate) struct Site<'a> {
     pub(crate) targets: &'a dyn Targets,
-    /// Whether this nexus has a session with this handle.
-    pub(crate) has_session: &'a dyn Fn(&Login, u16) -> bool,
+    /// The challenges of all logins.
+    pub(crate) challenges: &'a Challenges,
+    /// What the session with this handle (TSIH) has agreed on, when a
+    /// connection (CID) of this nexus may take the place of its own.
+    pub(crate) rejoin: &'a dyn Fn(&Login, u16, u16) -> Result<Parameters, LoginStatus>,
     /// Fresh random bytes for a challenge.
     pub(crate) random: &'a dyn Fn() -> Option<[u8; chap::CHALLENGE_BYTES + 1]>,
 }
@@ -72,7 +187,7 @@ pub(crate) enum Progress {
     /// Send this and go on.
     Reply(Vec<u8>),
     /// Send this and close.
-    Refuse(Vec<u8>, LoginStatus),
+    Refuse(Vec<u8>, Refusal),
     /// Everything is agreed: open the target, then [`Entrance::accept`] or
     /// [`Entrance::refuse`].
     Enter(Box<Entrance>),
@@ -82,17 +197,26 @@ pub(crate) enum Progress {
 pub(crate) struct Negotiation {
     peer: SocketAddr,
     portal: SocketAddr,
-    /// Known after the first PDU.
+    /// Known after the first text.
     login: Option<Login>,
     /// The fields every PDU of a login repeats.
     first: Option<LoginRequest>,
     stage: u8,
     security: Security,
+    /// CHAP_N, as claimed.
+    claimed_name: Option<String>,
+    /// Our challenge, kept to know it again to the end.
+    challenge: Option<Challenge>,
     parameters: Parameters,
     declared: bool,
     /// Keys seen, so that none is negotiated twice.
     seen: HashSet<String>,
+    /// Operational keys that came before the proof.
+    deferred: Vec<(String, String)>,
+    /// Text that has come and goes on.
     text: Vec<u8>,
+    /// Our text that did not fit into the last response.
+    unsent: Vec<u8>,
     text_bytes: usize,
     pdus: u32,
     stat_sn: u32,
@@ -105,13 +229,29 @@ enum Security {
     /// CHAP was agreed on; CHAP_A is next.
     Agreed,
     /// A challenge is out.
-    Challenged(Challenge),
+    Challenged,
     /// Proved, or nothing to prove.
     Done,
 }
 
-/// A refusal that ends the login.
-type Refused = LoginStatus;
+/// The pairs of one text.
+type Pairs<'a> = [(&'a str, &'a str)];
+
+fn value<'a>(pairs: &Pairs<'a>, wanted: &str) -> Option<&'a str> {
+    pairs.iter().find(|(key, _)| *key == wanted).map(|p| p.1)
+}
+
+/// Keys that say who wants what; in the first text only.
+fn is_identity(key: &str) -> bool {
+    matches!(key, "InitiatorName" | "TargetName" | "SessionType")
+}
+
+fn is_of_security(key: &str) -> bool {
+    matches!(
+        key,
+        "AuthMethod" | "CHAP_A" | "CHAP_N" | "CHAP_R" | "CHAP_I" | "CHAP_C"
+    )
+}
 
 impl Negotiation {
     pub(crate) fn new(peer: SocketAddr, portal: SocketAddr) -> Negotiation {
@@ -122,10 +262,14 @@ impl Negotiation {
             first: None,
             stage: SECURITY,
             security: Security::Open,
+            claimed_name: None,
+            challenge: None,
             parameters: Parameters::default(),
             declared: false,
             seen: HashSet::new(),
+            deferred: Vec::new(),
             text: Vec::new(),
+            unsent: Vec::new(),
             text_bytes: 0,
             pdus: 0,
             stat_sn: FIRST_STAT_SN,
@@ -144,29 +288,39 @@ impl Negotiation {
         text: &[u8],
         site: &Site<'_>,
     ) -> (Option<Negotiation>, Progress) {
-        match self.step(request, text, site) {
-            Ok(Step::Reply(response)) => (Some(self), Progress::Reply(response)),
-            Ok(Step::Enter(answer)) => {
-                let Some(login) = self.login.take() else {
-                    let status = LoginStatus::INITIATOR_ERROR;
-                    let pdu = self.refusal(request, status);
-                    return (None, Progress::Refuse(pdu, status));
-                };
-                let entrance = Entrance {
-                    login,
-                    parameters: self.parameters,
-                    exp_cmd_sn: request.cmd_sn,
-                    stat_sn: self.stat_sn,
-                    request: request.clone(),
-                    answer,
-                };
-                (None, Progress::Enter(Box::new(entrance)))
-            }
-            Err(status) => {
-                let pdu = self.refusal(request, status);
-                (None, Progress::Refuse(pdu, status))
+        let step = self.step(request, text, site).and_then(|step| match step {
+            Step::Reply(response) => Ok(Progress::Reply(response)),
+            Step::Enter(answer) => self.enter(request, answer).map(Progress::Enter),
+        });
+        match step {
+            Ok(Progress::Reply(response)) => (Some(self), Progress::Reply(response)),
+            Ok(end) => (None, end),
+            Err(refusal) => {
+                if let (Some(login), None) = (&self.login, &refusal.redirect) {
+                    let refused = Refused {
+                        status: refusal.status,
+                        claimed_name: self.claimed_name.as_deref(),
+                        reason: refusal.reason,
+                    };
+                    site.targets.refused(login, &refused);
+                }
+                let pdu = refuse(request, self.stat_sn, &refusal);
+                (None, Progress::Refuse(pdu, refusal))
             }
         }
+    }
+
+    fn enter(&mut self, request: &LoginRequest, answer: Vec<u8>) -> Result<Box<Entrance>, Refusal> {
+        let login = self.login.take();
+        let login = login.ok_or(LoginStatus::INITIATOR_ERROR.because("nobody has logged in"))?;
+        Ok(Box::new(Entrance {
+            login,
+            parameters: self.parameters.clone(),
+            exp_cmd_sn: request.cmd_sn,
+            stat_sn: self.stat_sn,
+            request: request.clone(),
+            answer,
+        }))
     }
 
     fn step(
@@ -174,124 +328,158 @@ impl Negotiation {
         request: &LoginRequest,
         text: &[u8],
         site: &Site<'_>,
-    ) -> Result<Step, Refused> {
+    ) -> Result<Step, Refusal> {
         self.check_header(request)?;
-        self.pdus += 1;
-        self.text_bytes += text.len();
-        if self.pdus > MAX_LOGIN_PDUS || self.text_bytes > MAX_LOGIN_TEXT_BYTES {
-            return Err(LoginStatus::INITIATOR_ERROR);
+        self.check_limits(text)?;
+        if !self.unsent.is_empty() {
+            if request.continues || !text.is_empty() {
+                let reason = "it sent text before it had heard all of ours";
+                return Err(LoginStatus::INITIATOR_ERROR.because(reason));
+            }
+            return Ok(self.conclude(request));
         }
         self.text.extend_from_slice(text);
         if request.continues {
-            let stage = (request.current_stage, None);
-            return Ok(Step::Reply(self.reply(request, stage, &[])));
+            return Ok(Step::Reply(self.reply(request, None, true, &[])));
         }
         let text = std::mem::take(&mut self.text);
-        let pairs = keys::parse(&text).map_err(|_| LoginStatus::INITIATOR_ERROR)?;
-        for (key, _) in &pairs {
-            if !self.seen.insert((*key).to_owned()) {
-                return Err(LoginStatus::INITIATOR_ERROR);
-            }
-        }
+        let pairs = keys::parse(&text)
+            .map_err(|_| LoginStatus::INITIATOR_ERROR.because("it sent what are no text keys"))?;
+        self.see(&pairs)?;
         let mut answer = Vec::new();
         if self.login.is_none() {
-            self.identify(request, &pairs, site)?;
-            let is_normal = self.login.as_ref().is_some_and(|l| l.target.is_some());
-            if is_normal {
+            self.identify(request, &pairs)?;
+            self.follow_redirect(site)?;
+            if self.is_normal() {
                 let tag = PORTAL_GROUP_TAG.to_string();
                 keys::emit(&mut answer, "TargetPortalGroupTag", &tag);
             }
-            if request.current_stage == OPERATIONAL {
-                self.stage = OPERATIONAL;
-            }
+        } else if pairs.iter().any(|(key, _)| is_identity(key)) {
+            let reason = "it said who it is after its first text";
+            return Err(LoginStatus::INITIATOR_ERROR.because(reason));
         }
-        // Leaving out the security stage leaves out the proof as well.
-        if request.current_stage != self.stage {
-            return Err(LoginStatus::INITIATOR_ERROR);
+        match self.stage {
+            SECURITY => self.security(request, &pairs, &mut answer, site)?,
+            _ => self.operational(request, &pairs, &mut answer, site)?,
         }
-        let may_leave = match self.stage {
-            SECURITY => self.security(&pairs, &mut answer, site)?,
-            _ => {
-                self.require_proof(site)?;
-                self.operational(&pairs, &mut answer)?;
-                true
-            }
-        };
+        self.unsent = answer;
+        Ok(self.conclude(request))
+    }
+
+    /// Sends what there is to say, and goes where the initiator wants to go.
+    fn conclude(&mut self, request: &LoginRequest) -> Step {
+        let now = self.unsent.len().min(MAX_LOGIN_DATA_BYTES);
+        let rest = self.unsent.split_off(now);
+        let text = std::mem::replace(&mut self.unsent, rest);
+        if !self.unsent.is_empty() {
+            return Step::Reply(self.reply(request, None, false, &text));
+        }
+        let may_leave = matches!(self.security, Security::Done);
         if !request.transit || !may_leave {
-            let stage = (self.stage, None);
-            return Ok(Step::Reply(self.reply(request, stage, &answer)));
+            return Step::Reply(self.reply(request, None, true, &text));
         }
         if request.next_stage == FULL_FEATURE {
-            return Ok(Step::Enter(answer));
+            return Step::Enter(text);
         }
-        let left = self.stage;
+        let response = self.reply(request, Some(OPERATIONAL), true, &text);
         self.stage = OPERATIONAL;
-        let stage = (left, Some(OPERATIONAL));
-        Ok(Step::Reply(self.reply(request, stage, &answer)))
+        Step::Reply(response)
     }
 
     /// Checks the fields that do not depend on the text.
-    fn check_header(&mut self, request: &LoginRequest) -> Result<(), Refused> {
+    fn check_header(&mut self, request: &LoginRequest) -> Result<(), Refusal> {
         if request.version_min > 0 {
-            return Err(LoginStatus::UNSUPPORTED_VERSION);
+            return Err(LoginStatus::UNSUPPORTED_VERSION.because("it needs a later version"));
         }
         let stages = (request.current_stage, request.transit, request.next_stage);
         match stages {
             (SECURITY | OPERATIONAL, false, _) => {}
             (SECURITY, true, OPERATIONAL | FULL_FEATURE) | (OPERATIONAL, true, FULL_FEATURE) => {}
-            _ => return Err(LoginStatus::INITIATOR_ERROR),
+            _ => return Err(LoginStatus::INITIATOR_ERROR.because("it named no stage of a login")),
         }
         match &self.first {
-            None => self.first = Some(request.clone()),
+            None => {
+                self.stage = request.current_stage;
+                self.first = Some(request.clone());
+            }
             Some(first) => {
                 let same = (first.isid, first.tsih, first.cid)
                     == (request.isid, request.tsih, request.cid);
                 if !same {
-                    return Err(LoginStatus::INVALID_DURING_LOGIN);
+                    let reason = "it became another one during its login";
+                    return Err(LoginStatus::INVALID_DURING_LOGIN.because(reason));
                 }
+            }
+        }
+        if request.current_stage != self.stage {
+            return Err(LoginStatus::INITIATOR_ERROR.because("it is in another stage than we are"));
+        }
+        Ok(())
+    }
+
+    fn check_limits(&mut self, text: &[u8]) -> Result<(), Refusal> {
+        self.pdus += 1;
+        self.text_bytes += text.len();
+        if self.pdus > MAX_LOGIN_PDUS || self.text_bytes > MAX_LOGIN_TEXT_BYTES {
+            return Err(LoginStatus::INITIATOR_ERROR.because("its login has no end"));
+        }
+        Ok(())
+    }
+
+    /// Notes the keys of one text; none may come twice.
+    fn see(&mut self, pairs: &Pairs<'_>) -> Result<(), Refusal> {
+        for (key, _) in pairs {
+            if !self.seen.insert((*key).to_owned()) {
+                return Err(LoginStatus::INITIATOR_ERROR.because("it sent a key twice"));
+            }
+            if self.seen.len() > MAX_LOGIN_KEYS {
+                return Err(LoginStatus::INITIATOR_ERROR.because("it sent too many keys"));
             }
         }
         Ok(())
     }
 
-    /// Reads who wants what from the first PDU.
-    fn identify(
-        &mut self,
-        request: &LoginRequest,
-        pairs: &[(&str, &str)],
-        site: &Site<'_>,
-    ) -> Result<(), Refused> {
-        let value = |wanted: &str| pairs.iter().find(|(key, _)| *key == wanted).map(|p| p.1);
-        let name = |value: &str| {
-            Iqn::parse(value)
+    /// Reads who wants what from the first text.
+    fn identify(&mut self, request: &LoginRequest, pairs: &Pairs<'_>) -> Result<(), Refusal> {
+        let name = |key: &str| {
+            let missing = LoginStatus::MISSING_PARAMETER.because("it named nobody");
+            let name = value(pairs, key).ok_or(missing)?;
+            Iqn::parse(name)
                 .map(Iqn::into_string)
-                .map_err(|_| LoginStatus::INITIATOR_ERROR)
+                .map_err(|_| LoginStatus::INITIATOR_ERROR.because("it sent what is no iSCSI name"))
         };
-        let initiator = name(value("InitiatorName").ok_or(LoginStatus::MISSING_PARAMETER)?)?;
-        let target = match value("SessionType") {
-            None | Some("Normal") => Some(name(
-                value("TargetName").ok_or(LoginStatus::MISSING_PARAMETER)?,
-            )?),
+        let initiator = name("InitiatorName")?;
+        let target = match value(pairs, "SessionType") {
+            None | Some("Normal") => Some(name("TargetName")?),
             Some("Discovery") => None,
-            Some(_) => return Err(LoginStatus::SESSION_TYPE),
+            Some(_) => {
+                let reason = "it wants an unknown type of session";
+                return Err(LoginStatus::SESSION_TYPE.because(reason));
+            }
         };
-        let login = Login {
+        self.login = Some(Login {
             initiator,
             target,
             isid: request.isid,
             peer: self.peer,
             portal: self.portal,
             chap_name: None,
-        };
-        if request.tsih != 0 {
-            // One connection a session: nobody joins one that is there.
-            return Err(match (site.has_session)(&login, request.tsih) {
-                true => LoginStatus::CANNOT_INCLUDE,
-                false => LoginStatus::NO_SUCH_SESSION,
-            });
-        }
-        self.login = Some(login);
+        });
         Ok(())
+    }
+
+    fn is_normal(&self) -> bool {
+        self.login
+            .as_ref()
+            .is_some_and(|login| login.target.is_some())
+    }
+
+    fn follow_redirect(&self, site: &Site<'_>) -> Result<(), Refusal> {
+        let login = self.login.as_ref();
+        match login.and_then(|login| site.targets.redirect(login)) {
+            Some(redirect) => Err(redirect.into()),
+            None => Ok(()),
+        }
     }
 
     fn authentication(&self, site: &Site<'_>) -> Authentication {
@@ -301,98 +489,147 @@ impl Negotiation {
         }
     }
 
-    /// Refuses who came past the security stage without a proof it needs.
-    fn require_proof(&mut self, site: &Site<'_>) -> Result<(), Refused> {
-        if matches!(self.security, Security::Done) {
-            return Ok(());
+    /// Nothing is left to prove: what the login may know of its session.
+    fn admit(&mut self, request: &LoginRequest, site: &Site<'_>) -> Result<(), Refusal> {
+        self.security = Security::Done;
+        if let (Some(login), 1..) = (&self.login, request.tsih) {
+            let agreed = (site.rejoin)(login, request.tsih, request.cid);
+            self.parameters = agreed.map_err(|status| status.because("it has no such session"))?;
         }
+        Ok(())
+    }
+
+    /// One exchange of the security stage.
+    fn security(
+        &mut self,
+        request: &LoginRequest,
+        pairs: &Pairs<'_>,
+        answer: &mut Vec<u8>,
+        site: &Site<'_>,
+    ) -> Result<(), Refusal> {
+        let fail = |reason| LoginStatus::AUTHENTICATION_FAILURE.because(reason);
+        match self.security {
+            Security::Open => self.choose_method(request, pairs, answer, site)?,
+            Security::Agreed => {
+                let list = value(pairs, "CHAP_A").ok_or(fail("it named no CHAP algorithm"))?;
+                let login = self.login.as_ref().ok_or(fail("nobody has logged in"))?;
+                let allowed = site.targets.chap_algorithms(login);
+                let algorithm = ChapAlgorithm::pick(list, &allowed)
+                    .ok_or(fail("it knows no CHAP algorithm that is allowed"))?;
+                let challenge = (site.random)()
+                    .and_then(|random| site.challenges.issue(algorithm, random))
+                    .ok_or(LoginStatus::OUT_OF_RESOURCES.because("no random bytes"))?;
+                keys::emit(answer, "CHAP_A", algorithm.number());
+                keys::emit(answer, "CHAP_I", &challenge.identifier());
+                keys::emit(answer, "CHAP_C", &challenge.text());
+                self.challenge = Some(challenge);
+                self.security = Security::Challenged;
+            }
+            Security::Challenged => {
+                self.prove(pairs, answer, site)?;
+                self.admit(request, site)?;
+            }
+            Security::Done => {
+                if let Some(offers) = value(pairs, "AuthMethod") {
+                    let has_none = offers.split(',').any(|method| method == "None");
+                    let none = if has_none { "None" } else { "Reject" };
+                    keys::emit(answer, "AuthMethod", none);
+                }
+            }
+        }
+        // Operational keys have their own stage; some say one early. They are
+        // answered once there is a proof.
+        let early = pairs.iter().filter(|(key, _)| !is_of_security(key));
+        let early = early.map(|(key, offered)| ((*key).to_owned(), (*offered).to_owned()));
+        self.deferred.extend(early);
+        if matches!(self.security, Security::Done) {
+            for (key, offered) in std::mem::take(&mut self.deferred) {
+                self.answer(&key, &offered, answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Agrees on how the initiator proves itself.
+    fn choose_method(
+        &mut self,
+        request: &LoginRequest,
+        pairs: &Pairs<'_>,
+        answer: &mut Vec<u8>,
+        site: &Site<'_>,
+    ) -> Result<(), Refusal> {
+        let offers = value(pairs, "AuthMethod");
+        let has = |method: &str| offers.is_some_and(|o| o.split(',').any(|m| m == method));
+        let fail = |reason| Err(LoginStatus::AUTHENTICATION_FAILURE.because(reason));
         match self.authentication(site) {
-            Authentication::None => {
-                self.security = Security::Done;
+            Authentication::None if offers.is_none() || has("None") => {
+                if offers.is_some() {
+                    keys::emit(answer, "AuthMethod", "None");
+                }
+                self.admit(request, site)
+            }
+            Authentication::None => fail("it insists on proving itself, and nobody knows it"),
+            Authentication::Chap if has("CHAP") => {
+                keys::emit(answer, "AuthMethod", "CHAP");
+                self.security = Security::Agreed;
                 Ok(())
             }
-            Authentication::Chap => Err(LoginStatus::AUTHENTICATION_FAILURE),
+            Authentication::Chap if offers.is_none() && !request.transit => Ok(()),
+            Authentication::Chap => fail("it did not offer CHAP"),
         }
     }
 
-    /// One exchange of the security stage; whether it may be left.
-    fn security(
+    /// Checks the answer to our challenge, and answers the initiator's.
+    fn prove(
         &mut self,
-        pairs: &[(&str, &str)],
+        pairs: &Pairs<'_>,
         answer: &mut Vec<u8>,
         site: &Site<'_>,
-    ) -> Result<bool, Refused> {
-        let failure = LoginStatus::AUTHENTICATION_FAILURE;
-        let value = |wanted: &str| pairs.iter().find(|(key, _)| *key == wanted).map(|p| p.1);
-        match std::mem::replace(&mut self.security, Security::Open) {
-            Security::Open => {
-                let wanted = self.authentication(site);
-                let offers = value("AuthMethod");
-                let has = |method: &str| offers.is_some_and(|o| o.split(',').any(|m| m == method));
-                match wanted {
-                    Authentication::None if offers.is_none() || has("None") => {
-                        if offers.is_some() {
-                            keys::emit(answer, "AuthMethod", "None");
-                        }
-                        self.security = Security::Done;
-                    }
-                    // Whoever insists on proving itself has no proof for us.
-                    Authentication::None => return Err(failure),
-                    Authentication::Chap if has("CHAP") => {
-                        keys::emit(answer, "AuthMethod", "CHAP");
-                        self.security = Security::Agreed;
-                    }
-                    Authentication::Chap => return Err(failure),
-                }
-            }
-            Security::Agreed => {
-                let algorithms = value("CHAP_A").ok_or(failure)?;
-                if !algorithms
-                    .split(',')
-                    .any(|algorithm| algorithm == chap::MD5)
-                {
-                    return Err(failure);
-                }
-                let random = (site.random)().ok_or(LoginStatus::OUT_OF_RESOURCES)?;
-                let challenge = Challenge::new(random);
-                keys::emit(answer, "CHAP_A", chap::MD5);
-                keys::emit(answer, "CHAP_I", &challenge.identifier());
-                keys::emit(answer, "CHAP_C", &challenge.text());
-                self.security = Security::Challenged(challenge);
-            }
-            Security::Challenged(challenge) => {
-                // A challenge of theirs wants our proof: we have none to give.
-                if value("CHAP_I").is_some() || value("CHAP_C").is_some() {
-                    return Err(failure);
-                }
-                let name = value("CHAP_N").ok_or(failure)?;
-                let response = value("CHAP_R").ok_or(failure)?;
-                let login = self.login.as_mut().ok_or(failure)?;
-                let secret = site.targets.chap_secret(login, name).ok_or(failure)?;
-                if !challenge.is_answered(&secret, response) {
-                    return Err(failure);
-                }
-                login.chap_name = Some(name.to_owned());
-                self.security = Security::Done;
-            }
-            Security::Done => self.security = Security::Done,
+    ) -> Result<(), Refusal> {
+        let fail = |reason| LoginStatus::AUTHENTICATION_FAILURE.because(reason);
+        // A name, whatever it looks like: no binary value.
+        let name = value(pairs, "CHAP_N").ok_or(fail("it sent no CHAP name"))?;
+        self.claimed_name = Some(name.to_owned());
+        let proof = Proof {
+            response: value(pairs, "CHAP_R").ok_or(fail("it sent no CHAP response"))?,
+            identifier: value(pairs, "CHAP_I"),
+            challenge: value(pairs, "CHAP_C"),
+        };
+        let (Some(login), Some(challenge)) = (self.login.as_mut(), &self.challenge) else {
+            return Err(fail("there was no challenge"));
+        };
+        let secrets = site
+            .targets
+            .chap_secret(login, name)
+            .ok_or(fail("there is no secret for its CHAP name"))?;
+        if let Some((name, response)) = challenge.check(&proof, &secrets).map_err(fail)? {
+            keys::emit(answer, "CHAP_N", &name);
+            keys::emit(answer, "CHAP_R", &response);
         }
-        let is_done = matches!(self.security, Security::Done);
-        for (key, offered) in pairs {
-            let known = matches!(
-                *key,
-                "AuthMethod" | "CHAP_A" | "CHAP_N" | "CHAP_R" | "CHAP_I" | "CHAP_C"
-            );
-            // Operational keys have their own stage; some say one early.
-            if !known && is_done {
-                self.answer(key, offered, answer)?;
-            }
-        }
-        Ok(is_done)
+        login.chap_name = Some(name.to_owned());
+        Ok(())
     }
 
     /// One exchange of the operational stage.
-    fn operational(&mut self, pairs: &[(&str, &str)], answer: &mut Vec<u8>) -> Result<(), Refused> {
+    fn operational(
+        &mut self,
+        request: &LoginRequest,
+        pairs: &Pairs<'_>,
+        answer: &mut Vec<u8>,
+        site: &Site<'_>,
+    ) -> Result<(), Refusal> {
+        // Leaving out the security stage leaves out the proof as well.
+        if !matches!(self.security, Security::Done) {
+            if self.authentication(site) != Authentication::None {
+                let reason = "it left out the proof it needs";
+                return Err(LoginStatus::AUTHENTICATION_FAILURE.because(reason));
+            }
+            self.admit(request, site)?;
+        }
+        // First, because the first burst is no longer than any.
+        if let Some(longest) = value(pairs, "MaxBurstLength") {
+            self.answer("MaxBurstLength", longest, &mut Vec::new())?;
+        }
         for (key, offered) in pairs {
             self.answer(key, offered, answer)?;
         }
@@ -404,25 +641,35 @@ impl Negotiation {
         Ok(())
     }
 
-    fn answer(&mut self, key: &str, offered: &str, answer: &mut Vec<u8>) -> Result<(), Refused> {
+    fn answer(&mut self, key: &str, offered: &str, answer: &mut Vec<u8>) -> Result<(), Refusal> {
+        let joins = self.first.as_ref().is_some_and(|first| first.tsih != 0);
+        if joins && keys::is_leading_only(key) {
+            keys::emit(answer, key, "Reject");
+            return Ok(());
+        }
         match self.parameters.answer(key, offered) {
             Answer::Silence => Ok(()),
             Answer::Value(value) => {
                 keys::emit(answer, key, &value);
                 Ok(())
             }
-            Answer::Fatal => Err(LoginStatus::INITIATOR_ERROR),
+            Answer::Fatal => Err(LoginStatus::INITIATOR_ERROR.because("no digest in common")),
         }
     }
 
-    /// A response PDU; `stage` is the current one and, when it is left, the
-    /// next.
-    fn reply(&mut self, request: &LoginRequest, stage: (u8, Option<u8>), text: &[u8]) -> Vec<u8> {
+    /// A response PDU; `next` is the stage that comes when this one is left.
+    fn reply(
+        &mut self,
+        request: &LoginRequest,
+        next: Option<u8>,
+        is_whole: bool,
+        text: &[u8],
+    ) -> Vec<u8> {
         let response = LoginResponse {
-            transit: stage.1.is_some(),
-            continues: false,
-            current_stage: stage.0,
-            next_stage: stage.1.unwrap_or(0),
+            transit: next.is_some(),
+            continues: !is_whole,
+            current_stage: self.stage,
+            next_stage: next.unwrap_or(0),
             isid: request.isid,
             tsih: request.tsih,
             itt: request.itt,
@@ -435,10 +682,6 @@ impl Negotiation {
         };
         self.stat_sn = self.stat_sn.wrapping_add(1);
         pdu(&response, text)
-    }
-
-    fn refusal(&self, request: &LoginRequest, status: LoginStatus) -> Vec<u8> {
-        refusal(request, self.stat_sn, status)
     }
 }
 
@@ -461,6 +704,16 @@ pub(crate) struct Entrance {
 }
 
 impl Entrance {
+    /// The session whose connection this one takes the place of; 0 for none.
+    pub(crate) fn rejoins(&self) -> u16 {
+        self.request.tsih
+    }
+
+    /// The connection's identifier.
+    pub(crate) fn cid(&self) -> u16 {
+        self.request.cid
+    }
+
     /// The last login response, and the StatSN that comes after it.
     pub(crate) fn accept(&self, tsih: u16, window: u32) -> (Vec<u8>, u32) {
         let request = &self.request;
@@ -483,12 +736,12 @@ impl Entrance {
     }
 
     /// The response that ends the login.
-    pub(crate) fn refuse(&self, status: LoginStatus) -> Vec<u8> {
-        refusal(&self.request, self.stat_sn, status)
+    pub(crate) fn refuse(&self, refusal: &Refusal) -> Vec<u8> {
+        refuse(&self.request, self.stat_sn, refusal)
     }
 }
 
-fn refusal(request: &LoginRequest, stat_sn: u32, status: LoginStatus) -> Vec<u8> {
+fn refuse(request: &LoginRequest, stat_sn: u32, refusal: &Refusal) -> Vec<u8> {
     let response = LoginResponse {
         transit: false,
         continues: false,
@@ -502,9 +755,9 @@ fn refusal(request: &LoginRequest, stat_sn: u32, status: LoginStatus) -> Vec<u8>
             exp_cmd_sn: request.cmd_sn,
             max_cmd_sn: request.cmd_sn,
         },
-        status: status.0,
+        status: refusal.status.0,
     };
-    pdu(&response, &[])
+    pdu(&response, &refusal.text())
 }
 
 fn pdu(response: &LoginResponse, text: &[u8]) -> Vec<u8> {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::chap::Challenges;
 use crate::{Limits, Targets};
 
 mod connection;
@@ -79,6 +80,7 @@ impl Server {
             sessions,
             limits,
             counters: Counts::default(),
+            challenges: Challenges::default(),
             draining: AtomicBool::new(false),
         });
         let wake = Arc::new(Wake::new()?);
@@ -157,6 +159,7 @@ struct Shared {
     sessions: Sessions,
     limits: Limits,
     counters: Counts,
+    challenges: Challenges,
     workers: Workers,
     /// Going: finish what has come and start nothing.
     draining: AtomicBool,

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
-use iscsi::{Attachment, Authentication, Login, LoginRefusal, Secret, Target, Targets};
+use iscsi::{
+    Attachment, Authentication, ChapSecrets, Login, LoginRefusal, Secret, Target, Targets,
+};
 
 use super::lock;
 use crate::inventory::Proof;
@@ -115,11 +117,11 @@ impl Targets for PlainTargets {
         }
     }
 
-    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<Secret> {
+    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<ChapSecrets> {
         let knows = |plain: &Arc<Plain>| {
             let proof = plain.proof.as_ref();
             let proof = proof.filter(|proof| proof.chap.name == chap_name)?;
-            Some(Secret::new(proof.chap.secret.as_bytes()))
+            Some(Secret::new(proof.chap.secret.as_bytes()).into())
         };
         match login.target {
             Some(_) => knows(&self.find(login)?),

@@ -68,6 +68,30 @@ fn the_old_secret_is_void_after_the_switch() {
 }
 
 #[test]
+fn a_wrong_secret_is_in_the_timeline_of_the_machine_it_was_meant_for() {
+    let (lab, pc) = lab(Reset);
+    let script = lab.fetch(&pc);
+    let asking = login(&script.target, None);
+    let refuse = |name: &str, status| {
+        let refused = Refused {
+            status,
+            claimed_name: Some(name),
+            reason: "wrong CHAP secret",
+        };
+        lab.disks().refused(&asking, &refused);
+    };
+    refuse(&script.chap_name, LoginStatus::OUT_OF_RESOURCES);
+    refuse("pc1.99", LoginStatus::AUTHENTICATION_FAILURE);
+    refuse("pc2.1", LoginStatus::AUTHENTICATION_FAILURE);
+    assert_eq!(lab.told(&pc, Stage::Refused), Vec::<String>::new());
+    refuse(&script.chap_name, LoginStatus::AUTHENTICATION_FAILURE);
+    assert_eq!(
+        lab.told(&pc, Stage::Refused),
+        ["login of boot generation 1: wrong CHAP secret"]
+    );
+}
+
+#[test]
 fn a_generation_nobody_prepared_has_no_secret() {
     let (lab, pc) = lab(Reset);
     let (mut script, _session) = lab.boot(&pc);
@@ -620,7 +644,7 @@ impl Targets for Trusting {
         Authentication::None
     }
 
-    fn chap_secret(&self, _login: &Login, _chap_name: &str) -> Option<Secret> {
+    fn chap_secret(&self, _login: &Login, _chap_name: &str) -> Option<ChapSecrets> {
         None
     }
 

@@ -1,21 +1,35 @@
-//! Logins, PDU by PDU, against a site of two targets.
+//! Logins, PDU by PDU, filed by section of RFC 7143.
 
-use std::cell::Cell;
+use std::sync::Mutex;
 
 use super::*;
-use crate::{Attachment, Secret};
+use crate::{Attachment, ChapSecrets, Secret};
 
-/// What the site asks for.
+/// What the site asks for, and what it was told.
 struct Site2 {
     authentication: Authentication,
+    algorithms: Vec<ChapAlgorithm>,
+    target_secret: Option<&'static str>,
+    redirect: Option<Redirect>,
+    refused: Mutex<Vec<String>>,
 }
 
 impl Targets for Site2 {
+    fn redirect(&self, _: &Login) -> Option<Redirect> {
+        self.redirect.clone()
+    }
     fn authentication(&self, _: &Login) -> Authentication {
         self.authentication
     }
-    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<Secret> {
-        (chap_name == "pc1").then(|| Secret::new("secretsecret1"))
+    fn chap_algorithms(&self, _: &Login) -> Vec<ChapAlgorithm> {
+        self.algorithms.clone()
+    }
+    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<ChapSecrets> {
+        let target = |secret| ("tuser".to_owned(), Secret::new(secret));
+        (chap_name == "pc1").then(|| ChapSecrets {
+            initiator: Secret::new("secretsecret1"),
+            target: self.target_secret.map(target),
+        })
     }
     fn open(&self, _: &Login) -> Result<Attachment, LoginRefusal> {
         Err(LoginRefusal::NotFound)
@@ -23,14 +37,23 @@ impl Targets for Site2 {
     fn discover(&self, _: &Login) -> Vec<String> {
         vec![]
     }
+    fn refused(&self, login: &Login, refused: &Refused<'_>) {
+        let name = refused.claimed_name.unwrap_or("-");
+        let words = format!(
+            "{} as {name}: {}: {}",
+            login.initiator, refused.status, refused.reason
+        );
+        self.refused.lock().unwrap().push(words);
+    }
 }
 
 /// One initiator's login, stage by stage.
 struct Lab {
     site: Site2,
+    challenges: Challenges,
     negotiation: Option<Negotiation>,
     tsih: u16,
-    pdus: u32,
+    cid: u16,
 }
 
 /// What came back.
@@ -38,7 +61,10 @@ struct Lab {
 enum Heard {
     /// T, NSG and the text.
     Reply(bool, u8, String),
+    /// The same, and C was set: there is more.
+    Part(String),
     Refused([u8; 2]),
+    Moved([u8; 2], String),
     /// The text of the last response.
     Entered(String),
 }
@@ -49,11 +75,27 @@ impl Lab {
     fn new(authentication: Authentication) -> Lab {
         let address = "127.0.0.1:3260".parse().unwrap();
         Lab {
-            site: Site2 { authentication },
+            site: Site2 {
+                authentication,
+                algorithms: ChapAlgorithm::ALL.to_vec(),
+                target_secret: None,
+                redirect: None,
+                refused: Mutex::default(),
+            },
+            challenges: Challenges::default(),
             negotiation: Some(Negotiation::new(address, address)),
             tsih: 0,
-            pdus: 0,
+            cid: 0,
         }
+    }
+
+    /// With a challenge out; these are the initiator's algorithms.
+    fn challenged(target_secret: Option<&'static str>, list: &str) -> (Lab, Heard) {
+        let mut lab = Lab::new(Authentication::Chap);
+        lab.site.target_secret = target_secret;
+        lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP\0"));
+        let heard = lab.send(0x81, &format!("CHAP_A={list}\0"));
+        (lab, heard)
     }
 
     /// Sends a PDU with `flags` in byte 1.
@@ -62,9 +104,8 @@ impl Lab {
         heard
     }
 
-    fn send_and_keep(&mut self, flags: u8, text: &str) -> (Heard, Option<Box<Entrance>>) {
-        self.pdus += 1;
-        let request = LoginRequest {
+    fn request(&self, flags: u8) -> LoginRequest {
+        LoginRequest {
             transit: flags & 0x80 != 0,
             continues: flags & 0x40 != 0,
             current_stage: (flags >> 2) & 3,
@@ -73,27 +114,47 @@ impl Lab {
             isid: [0x40, 0, 0x27, 0x23, 0, 1],
             tsih: self.tsih,
             itt: 0,
-            cid: 0,
+            cid: self.cid,
             cmd_sn: 1496,
             exp_stat_sn: 0,
-        };
+        }
+    }
+
+    fn send_and_keep(&mut self, flags: u8, text: &str) -> (Heard, Option<Box<Entrance>>) {
+        self.send_request(&self.request(flags), text.as_bytes())
+    }
+
+    fn send_request(
+        &mut self,
+        request: &LoginRequest,
+        text: &[u8],
+    ) -> (Heard, Option<Box<Entrance>>) {
         // The random bytes of the fact sheet's vector.
         let random = || {
             Some(std::array::from_fn(|i| {
                 [0x17, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15][i]
             }))
         };
-        let asked = Cell::new(0);
+        // There is session 7, with connection 0.
+        let rejoin = |_: &Login, tsih, cid| match (tsih, cid) {
+            (7, 0) => Ok(Parameters {
+                max_burst_length: 4096,
+                max_send_data_segment_length: 1024,
+                initial_r2t: false,
+                ..Parameters::default()
+            }
+            .of_session()),
+            (7, _) => Err(LoginStatus::TOO_MANY_CONNECTIONS),
+            _ => Err(LoginStatus::NO_SUCH_SESSION),
+        };
         let site = crate::login::Site {
             targets: &self.site,
-            has_session: &|_, tsih| {
-                asked.set(asked.get() + 1);
-                tsih == 7
-            },
+            challenges: &self.challenges,
+            rejoin: &rejoin,
             random: &random,
         };
         let negotiation = self.negotiation.take().expect("the login has ended");
-        let (negotiation, progress) = negotiation.receive(&request, text.as_bytes(), &site);
+        let (negotiation, progress) = negotiation.receive(request, text, &site);
         self.negotiation = negotiation;
         let text_of = |pdu: &[u8]| {
             let length = usize::from(u16::from_be_bytes([pdu[6], pdu[7]]));
@@ -102,14 +163,21 @@ impl Lab {
         match progress {
             Progress::Reply(pdu) => {
                 assert_eq!(pdu[36..38], [0, 0]);
+                if pdu[1] & 0x40 != 0 {
+                    assert_eq!(pdu[1] & 0x83, 0, "it goes on in this stage");
+                    return (Heard::Part(text_of(&pdu)), None);
+                }
                 let heard = Heard::Reply(pdu[1] & 0x80 != 0, pdu[1] & 3, text_of(&pdu));
                 (heard, None)
             }
-            Progress::Refuse(pdu, status) => {
-                assert_eq!(pdu[36..38], status.0);
-                assert_eq!(pdu[1] & 0x80, 0);
+            Progress::Refuse(pdu, refusal) => {
+                assert_eq!(pdu[36..38], refusal.status.0);
+                assert_eq!(pdu[1] & 0xc0, 0);
+                if refusal.redirect.is_some() {
+                    return (Heard::Moved(refusal.status.0, text_of(&pdu)), None);
+                }
                 assert_eq!(text_of(&pdu), "");
-                (Heard::Refused(status.0), None)
+                (Heard::Refused(refusal.status.0), None)
             }
             Progress::Enter(entrance) => {
                 let (pdu, _) = entrance.accept(9, 128);
@@ -192,12 +260,62 @@ fn a_wrong_secret_and_an_unknown_name_are_refused_alike() {
 }
 
 #[test]
-fn a_challenge_of_the_initiators_is_refused_for_we_have_no_proof() {
-    let mut lab = Lab::new(Authentication::Chap);
-    lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP\0"));
-    lab.send(0x81, "CHAP_A=5\0");
+fn ipxe_asks_for_our_proof_and_gets_it() {
+    let (mut lab, _) = Lab::challenged(Some("targetsecret2"), "5");
+    let proof = "CHAP_N=pc1\0CHAP_R=0x340b0fd5bfcb7192f50ef966404d6f16\0\
+                 CHAP_I=88\0CHAP_C=0xb8aa46649880034c522287f489106c66\0";
+    let ours = "CHAP_N=tuser\0CHAP_R=0x3c02e85442c60c0d55faa567dc81c980\0";
+    assert_eq!(lab.send(0x81, proof), reply(true, 1, ours));
+    assert!(matches!(lab.send(0x87, ""), Heard::Entered(_)));
+}
+
+#[test]
+fn who_asks_for_a_proof_we_do_not_have_is_refused() {
+    let (mut lab, _) = Lab::challenged(None, "5");
     let mutual = "CHAP_N=pc1\0CHAP_R=0x340b0fd5bfcb7192f50ef966404d6f16\0CHAP_I=1\0CHAP_C=0x01\0";
     assert_eq!(lab.send(0x81, mutual), Heard::Refused([2, 1]));
+}
+
+#[test]
+fn a_challenge_sent_back_is_refused() {
+    let (mut lab, _) = Lab::challenged(Some("targetsecret2"), "5");
+    let reflected = "CHAP_N=pc1\0CHAP_R=0x340b0fd5bfcb7192f50ef966404d6f16\0\
+                     CHAP_I=23\0CHAP_C=0x000102030405060708090A0B0C0D0E0F\0";
+    assert_eq!(lab.send(0x81, reflected), Heard::Refused([2, 1]));
+    let refused = lab.site.refused.lock().unwrap();
+    assert!(refused[0].contains("was sent back"), "{refused:?}");
+}
+
+#[test]
+fn edk2_gets_the_algorithm_it_prefers_unless_the_site_forbids_it() {
+    let challenge = CHALLENGE.replace("CHAP_A=5", "CHAP_A=7");
+    let (mut lab, heard) = Lab::challenged(None, "7,5");
+    assert_eq!(heard, reply(false, 0, &challenge));
+    let proof =
+        "CHAP_N=pc1\0CHAP_R=0xdead788d95087b92a21231c84b9b5b90217e49d0c56f1fb81a2200279981bcd7\0";
+    assert_eq!(lab.send(0x81, proof), reply(true, 1, ""));
+
+    for (allowed, heard) in [
+        (vec![ChapAlgorithm::Md5], reply(false, 0, CHALLENGE)),
+        (vec![ChapAlgorithm::Sha3_256], Heard::Refused([2, 1])),
+    ] {
+        let mut lab = Lab::new(Authentication::Chap);
+        lab.site.algorithms = allowed;
+        lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP\0"));
+        assert_eq!(lab.send(0x81, "CHAP_A=7,5\0"), heard);
+    }
+}
+
+#[test]
+fn the_site_hears_of_a_wrong_secret_and_who_claimed_what() {
+    let (mut lab, _) = Lab::challenged(None, "5");
+    lab.send(
+        0x81,
+        "CHAP_N=pc1\0CHAP_R=0x340b0fd5bfcb7192f50ef966404d6f17\0",
+    );
+    let refused = lab.site.refused.lock().unwrap();
+    let words = "iqn.2010-04.org.ipxe:lab as pc1: authentication failure (0201): wrong CHAP secret";
+    assert_eq!(refused[..], [words]);
 }
 
 #[test]
@@ -213,7 +331,7 @@ fn no_way_leads_past_chap() {
     let mut lab = Lab::new(Authentication::Chap);
     lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP\0"));
     assert!(matches!(lab.send(0x87, ""), Heard::Refused(_)));
-    for algorithms in ["CHAP_A=56\0", "CHAP_A=\0", "CHAP_A=7\0"] {
+    for algorithms in ["CHAP_A=56\0", "CHAP_A=\0", "CHAP_A=9\0"] {
         let mut lab = Lab::new(Authentication::Chap);
         lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP\0"));
         assert_eq!(lab.send(0x81, algorithms), Heard::Refused([2, 1]));
@@ -285,14 +403,36 @@ impl Heard {
     }
 }
 
+// Section 6.3.4: connection reinstatement.
+
 #[test]
-fn nobody_joins_a_session() {
+fn a_connection_takes_the_place_of_its_old_one_and_no_other_joins() {
     let mut lab = Lab::new(Authentication::None);
     lab.tsih = 7;
-    assert_eq!(lab.send(0x87, NAMES), Heard::Refused([2, 8]));
-    let mut lab = Lab::new(Authentication::None);
+    let offer = format!("{NAMES}MaxBurstLength=8192\0MaxRecvDataSegmentLength=2048\0");
+    let (heard, entrance) = lab.send_and_keep(0x87, &offer);
+    let answer = "TargetPortalGroupTag=1\0MaxBurstLength=Reject\0MaxRecvDataSegmentLength=262144\0";
+    assert_eq!(heard, Heard::Entered(answer.to_owned()));
+    let parameters = entrance.unwrap().parameters;
+    assert_eq!(parameters.max_burst_length, 4096, "the session's");
+    assert!(!parameters.initial_r2t, "the session's");
+    assert_eq!(parameters.max_send_data_segment_length, 2048);
+
+    for (tsih, cid, status) in [(7, 1, [2, 6]), (8, 0, [2, 0x0a])] {
+        let mut lab = Lab::new(Authentication::None);
+        (lab.tsih, lab.cid) = (tsih, cid);
+        assert_eq!(lab.send(0x87, NAMES), Heard::Refused(status));
+    }
+}
+
+#[test]
+fn which_sessions_there_are_is_said_after_the_proof() {
+    let mut lab = Lab::new(Authentication::Chap);
     lab.tsih = 8;
-    assert_eq!(lab.send(0x87, NAMES), Heard::Refused([2, 0x0a]));
+    lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP\0"));
+    assert_eq!(lab.send(0x81, "CHAP_A=5\0"), reply(false, 0, CHALLENGE));
+    let proof = "CHAP_N=pc1\0CHAP_R=0x340b0fd5bfcb7192f50ef966404d6f16\0";
+    assert_eq!(lab.send(0x81, proof), Heard::Refused([2, 0x0a]));
 }
 
 #[test]

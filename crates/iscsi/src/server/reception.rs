@@ -19,12 +19,12 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 use super::registry::EnterError;
 use super::{Shared, connection, count};
-use crate::login::{Entrance, LoginStatus, Negotiation, Progress, Site};
+use crate::login::{
+    Entrance, LoginStatus, MAX_LOGIN_DATA_BYTES, Negotiation, Progress, Refusal, Site,
+};
 use crate::wire::{BHS_BYTES, Bhs, Lengths, Request};
-use crate::{Attachment, LoginRefusal};
+use crate::{Attachment, Login, LoginRefusal, Refused};
 
-/// Longest data segment of a login PDU (RFC 7143 section 13.12).
-const MAX_LOGIN_DATA_BYTES: usize = 8192;
 /// How long to wait when there are no file descriptors left to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -418,7 +418,8 @@ impl Clerk {
         let shared = &self.shared;
         let site = Site {
             targets: &*shared.targets,
-            has_session: &|login, tsih| shared.sessions.has(login, tsih),
+            challenges: &shared.challenges,
+            rejoin: &|login, tsih, cid| shared.sessions.rejoin(login, tsih, cid),
             random: &|| {
                 let mut bytes = [0; 17];
                 getrandom::fill(&mut bytes).ok().map(|()| bytes)
@@ -449,8 +450,9 @@ impl Clerk {
                 drop(returned);
                 self.wake.wake();
             }
-            Progress::Refuse(answer, status) => {
-                tracing::debug!(%peer, initiator = ?who, status = ?status.0, "login refused");
+            Progress::Refuse(answer, refusal) => {
+                tracing::debug!(%peer, initiator = ?who, status = %refusal.status,
+                    reason = refusal.reason, "login refused");
                 count(&shared.counters.logins_refused);
                 let _ = stream.write_all(&answer);
             }
@@ -464,41 +466,71 @@ impl Clerk {
     /// Opens the target and hands the connection to a thread of its own.
     fn enter(&self, mut stream: TcpStream, entrance: &Entrance) {
         let shared = &self.shared;
-        if let Err(status) = self.try_enter(&stream, entrance) {
+        if let Err(refusal) = self.try_enter(&stream, entrance) {
             let login = &entrance.login;
             tracing::debug!(peer = %login.peer, initiator = login.initiator,
-                target = login.target, status = ?status.0, "login refused");
+                target = login.target, status = %refusal.status,
+                reason = refusal.reason, "login refused");
             count(&shared.counters.logins_refused);
-            let _ = stream.write_all(&entrance.refuse(status));
+            let _ = stream.write_all(&entrance.refuse(&refusal));
         }
     }
 
-    fn try_enter(&self, stream: &TcpStream, entrance: &Entrance) -> Result<(), LoginStatus> {
+    fn try_enter(&self, stream: &TcpStream, entrance: &Entrance) -> Result<(), Refusal> {
         let shared = &self.shared;
         let login = &entrance.login;
-        let entered = shared.sessions.enter(login).map_err(|error| match error {
-            EnterError::Full => LoginStatus::OUT_OF_RESOURCES,
-            EnterError::OldSessionBusy
-            | EnterError::Superseded
-            | EnterError::TooManyLogins
-            | EnterError::ShuttingDown => LoginStatus::SERVICE_UNAVAILABLE,
-        })?;
+        let refuse = |refusal: Refusal| {
+            let refused = Refused {
+                status: refusal.status,
+                claimed_name: login.chap_name.as_deref(),
+                reason: refusal.reason,
+            };
+            shared.targets.refused(login, &refused);
+            refusal
+        };
+        let entered = shared.sessions.enter(entrance);
+        let entered = entered.map_err(|error| refuse(error.into()))?;
         let attachment = match &login.target {
             None => None,
-            Some(_) => Some(self.open(entrance)?),
+            Some(_) => Some(self.open(login)?),
         };
         connection::start(shared, stream, entrance, entered, attachment)
+            .map_err(|status| refuse(status.because("its session could not begin")))
     }
 
-    fn open(&self, entrance: &Entrance) -> Result<Attachment, LoginStatus> {
-        let login = &entrance.login;
+    fn open(&self, login: &Login) -> Result<Attachment, Refusal> {
         self.shared.targets.open(login).map_err(|refusal| {
             if let LoginRefusal::TargetError(reason) = &refusal {
                 tracing::warn!(peer = %login.peer, initiator = login.initiator,
                     target = login.target, reason, "the target cannot be opened");
             }
-            LoginStatus::from(&refusal)
+            refusal.into()
         })
+    }
+}
+
+/// What the initiator hears of a login that got no place.
+impl From<EnterError> for Refusal {
+    fn from(error: EnterError) -> Refusal {
+        match error {
+            EnterError::Full => {
+                LoginStatus::OUT_OF_RESOURCES.because("the limit of sessions is reached")
+            }
+            EnterError::SessionGone => {
+                LoginStatus::NO_SUCH_SESSION.because("the session it comes back to has ended")
+            }
+            EnterError::OldSessionBusy => {
+                LoginStatus::SERVICE_UNAVAILABLE.because("its old session does not end")
+            }
+            EnterError::Superseded => {
+                LoginStatus::SERVICE_UNAVAILABLE.because("it has begun another login since")
+            }
+            EnterError::TooManyLogins => LoginStatus::SERVICE_UNAVAILABLE
+                .because("too many logins of its target are under way"),
+            EnterError::ShuttingDown => {
+                LoginStatus::SERVICE_UNAVAILABLE.because("the server is going")
+            }
+        }
     }
 }
 

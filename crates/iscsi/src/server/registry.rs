@@ -19,6 +19,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::keys::Parameters;
+use crate::login::{Entrance, LoginStatus};
 use crate::{Limits, Login};
 
 /// How long a reinstating login waits for the old session to touch the disk
@@ -155,8 +157,17 @@ impl Sessions {
     /// Takes a place for an authenticated login, ending the sessions of the
     /// same nexus. Of two logins of one nexus the later wins: the initiator
     /// of the earlier one has given up.
-    pub(crate) fn enter(&self, login: &Login) -> Result<Entered, EnterError> {
+    ///
+    /// A login that takes the place of a session's connection (connection
+    /// reinstatement, section 6.3.4) ends all of the old session's tasks as
+    /// well, and goes on under its handle.
+    pub(crate) fn enter(&self, entrance: &Entrance) -> Result<Entered, EnterError> {
+        let login = &entrance.login;
         let mut table = self.shared.lock();
+        let old_tsih = entrance.rejoins();
+        if old_tsih != 0 && table.living(login, old_tsih).is_none() {
+            return Err(EnterError::SessionGone);
+        }
         let arrival = table.next_arrival;
         table.next_arrival += 1;
         table.arrivals.insert(arrival, login.clone());
@@ -169,12 +180,17 @@ impl Sessions {
         }
         let id = SessionId(table.next_id);
         table.next_id += 1;
-        let tsih = table.free_tsih();
+        let tsih = match old_tsih {
+            0 => table.free_tsih(),
+            old => old,
+        };
         let stats = Arc::new(Stats::default());
         let entry = Entry {
             login: login.clone(),
             target: login.target.clone(),
             tsih,
+            cid: entrance.cid(),
+            parameters: entrance.parameters.clone(),
             since: SystemTime::now(),
             stats: stats.clone(),
             doomed: false,
@@ -241,14 +257,23 @@ impl Sessions {
         }
     }
 
-    /// Whether this nexus has a session with this handle (for a login that
-    /// wants to join one).
-    pub(crate) fn has(&self, login: &Login, tsih: u16) -> bool {
+    /// What the session with this handle has agreed on, when a new connection
+    /// of its nexus may take the place of its own.
+    pub(crate) fn rejoin(
+        &self,
+        login: &Login,
+        tsih: u16,
+        cid: u16,
+    ) -> Result<Parameters, LoginStatus> {
         let table = self.shared.lock();
-        table
-            .entries
-            .values()
-            .any(|e| e.tsih == tsih && is_same_nexus(&e.login, login))
+        let entry = table.living(login, tsih);
+        let entry = entry.ok_or(LoginStatus::NO_SUCH_SESSION)?;
+        match () {
+            // A discovery session is short; who wants another logs in again.
+            () if login.target.is_none() => Err(LoginStatus::CANNOT_INCLUDE),
+            () if entry.cid != cid => Err(LoginStatus::TOO_MANY_CONNECTIONS),
+            () => Ok(entry.parameters.of_session()),
+        }
     }
 
     /// Lets nobody in any more, and hangs up on everybody.
@@ -311,6 +336,8 @@ pub(crate) enum HangUp {
 pub(crate) enum EnterError {
     /// The limit of sessions is reached.
     Full,
+    /// The session whose connection it wanted to replace has ended.
+    SessionGone,
     /// The old session of this nexus did not end in time.
     OldSessionBusy,
     /// The same nexus has begun another login since.
@@ -436,6 +463,14 @@ impl Table {
         all >= self.limit || is_crowded
     }
 
+    /// The established session of this nexus with this handle.
+    fn living(&self, login: &Login, tsih: u16) -> Option<&Entry> {
+        self.entries.values().find(|entry| {
+            let is_living = matches!(entry.stage, Stage::Established { .. }) && !entry.doomed;
+            is_living && entry.tsih == tsih && is_same_nexus(&entry.login, login)
+        })
+    }
+
     /// Login threads at work for the target of `login`, but for those that it
     /// supersedes.
     fn logins_under_way(&self, login: &Login) -> usize {
@@ -467,6 +502,9 @@ struct Entry {
     login: Login,
     target: Option<String>,
     tsih: u16,
+    /// Of its only connection.
+    cid: u16,
+    parameters: Parameters,
     since: SystemTime,
     stats: Arc<Stats>,
     /// Ended while it entered.

@@ -16,7 +16,7 @@ use super::data_out::{MAX_SOLICITED_BYTES, MAX_STAGED_BYTES};
 use super::*;
 use crate::outbox::{Gone, Part, Sink};
 use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest, padding};
-use crate::{Attachment, Authentication, LoginRefusal, Secret};
+use crate::{Attachment, Authentication, ChapSecrets, LoginRefusal};
 
 mod digests;
 mod reservations;
@@ -103,7 +103,7 @@ impl Targets for NoTargets {
     fn authentication(&self, _: &Login) -> Authentication {
         Authentication::None
     }
-    fn chap_secret(&self, _: &Login, _: &str) -> Option<Secret> {
+    fn chap_secret(&self, _: &Login, _: &str) -> Option<ChapSecrets> {
         None
     }
     fn open(&self, _: &Login) -> Result<Attachment, LoginRefusal> {

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use disk::{Access, Disk, DiskError, Durability, Geometry, Ram};
 use iscsi::{
-    Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Secret, Server,
-    Sessions, Target, Targets,
+    Attachment, Authentication, ChapSecrets, Identity, Limits, LogicalUnit, Login, LoginRefusal,
+    Secret, Server, Sessions, Target, Targets,
 };
 
 mod trouble;
@@ -107,9 +107,9 @@ impl Targets for Site {
             None => Authentication::None,
         }
     }
-    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<Secret> {
+    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<ChapSecrets> {
         let (name, secret) = self.chap?;
-        (name == chap_name).then(|| Secret::new(secret))
+        (name == chap_name).then(|| Secret::new(secret).into())
     }
     fn open(&self, login: &Login) -> Result<Attachment, LoginRefusal> {
         if login.target.as_deref() != Some(IQN) {
