@@ -81,6 +81,7 @@ impl Server {
             limits,
             counters: Counts::default(),
             challenges: Challenges::default(),
+            portals: portals.clone(),
             draining: AtomicBool::new(false),
         });
         let wake = Arc::new(Wake::new()?);
@@ -160,6 +161,7 @@ struct Shared {
     limits: Limits,
     counters: Counts,
     challenges: Challenges,
+    portals: Vec<SocketAddr>,
     workers: Workers,
     /// Going: finish what has come and start nothing.
     draining: AtomicBool,

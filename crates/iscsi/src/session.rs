@@ -11,6 +11,7 @@
 //! of a task it ended is sent.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -80,6 +81,8 @@ pub(crate) struct Session<'t> {
     parameters: Parameters,
     target: Option<&'t Arc<Target>>,
     targets: &'t dyn Targets,
+    /// Where the server listens.
+    portals: &'t [SocketAddr],
     name: NexusName,
     /// One for every unit of the target, in their order, from the first
     /// command to it on.
@@ -115,6 +118,7 @@ pub(crate) struct Start<'t> {
     /// `None` in a discovery session.
     pub(crate) target: Option<&'t Arc<Target>>,
     pub(crate) targets: &'t dyn Targets,
+    pub(crate) portals: &'t [SocketAddr],
     pub(crate) stats: &'t Stats,
     pub(crate) window: u32,
     pub(crate) stat_sn: u32,
@@ -134,6 +138,7 @@ impl<'t> Session<'t> {
             parameters: start.parameters,
             target: start.target,
             targets: start.targets,
+            portals: start.portals,
             stats: start.stats,
             window: start.window,
             stat_sn: start.stat_sn,

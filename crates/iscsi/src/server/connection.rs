@@ -98,6 +98,7 @@ pub(super) fn start(
             parameters,
             target: connection.target.as_ref(),
             targets: &*connection.shared.targets,
+            portals: &connection.shared.portals,
             stats: &entered.stats,
             window,
             stat_sn,

@@ -226,6 +226,7 @@ impl Lab {
                 parameters,
                 target,
                 targets: &NoTargets,
+                portals: &[],
                 stats: Box::leak(Box::default()),
                 window: 8,
                 stat_sn: 100,

@@ -52,7 +52,7 @@ impl Session<'_> {
             let known = discovery::Known {
                 own: self.target.map(|target| target.name.as_str()),
                 all: &|| self.targets.discover(self.login),
-                portal: self.login.portal,
+                portals: &discovery::reachable(self.portals, self.login.portal),
             };
             exchange.response = discovery::answer(&pairs, &known).into();
         }

@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use disk::{Access, Disk, DiskError, Durability, Geometry, Ram};
 use iscsi::{
     Attachment, Authentication, ChapSecrets, Identity, Limits, LogicalUnit, Login, LoginRefusal,
-    Secret, Server, Sessions, Target, Targets,
+    Redirect, Secret, Server, Sessions, Target, Targets,
 };
 
+mod logins;
 mod trouble;
 mod units;
 
@@ -74,6 +75,9 @@ struct Site {
     target: Arc<Target>,
     sessions: OnceLock<Sessions>,
     chap: Option<(&'static str, &'static str)>,
+    /// Our own name and secret.
+    mutual: Option<(&'static str, &'static str)>,
+    redirect: Option<Redirect>,
     /// Close everybody else before letting anybody in.
     is_exclusive: AtomicBool,
     /// Panic instead of opening anything.
@@ -109,7 +113,15 @@ impl Targets for Site {
     }
     fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<ChapSecrets> {
         let (name, secret) = self.chap?;
-        (name == chap_name).then(|| Secret::new(secret).into())
+        (name == chap_name).then(|| ChapSecrets {
+            initiator: Secret::new(secret),
+            target: self
+                .mutual
+                .map(|(name, secret)| (name.to_owned(), Secret::new(secret))),
+        })
+    }
+    fn redirect(&self, _: &Login) -> Option<Redirect> {
+        self.redirect.clone()
     }
     fn open(&self, login: &Login) -> Result<Attachment, LoginRefusal> {
         if login.target.as_deref() != Some(IQN) {
@@ -149,6 +161,8 @@ struct Shape {
     disk_bytes: Option<usize>,
     flush_time: Duration,
     chap: Option<(&'static str, &'static str)>,
+    mutual: Option<(&'static str, &'static str)>,
+    redirect: Option<Redirect>,
     limits: Limits,
 }
 
@@ -165,20 +179,23 @@ impl Lab {
         Lab::over(vec![Arc::new(disk)], "127.0.0.1:0", shape)
     }
 
-    /// A target with these disks; of the shape, no disk is made.
+    /// A target with these disks at these portals; of the shape, no disk is
+    /// made.
     fn over(disks: Vec<Arc<dyn Disk>>, portal: &str, shape: Shape) -> Lab {
         let unit = |disk| Arc::new(LogicalUnit::new(disk, Identity::new([5; 16], "JUDGED")));
         let site = Arc::new(Site {
             target: Arc::new(Target::new(IQN, (0..).zip(disks.into_iter().map(unit))).unwrap()),
             sessions: OnceLock::new(),
             chap: shape.chap,
+            mutual: shape.mutual,
+            redirect: shape.redirect,
             is_exclusive: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
             attached: Arc::default(),
             machine: Arc::default(),
         });
-        let portal = portal.parse().unwrap();
-        let server = Server::bind(&[portal], site.clone(), shape.limits).unwrap();
+        let portals: Vec<SocketAddr> = portal.split(' ').map(|p| p.parse().unwrap()).collect();
+        let server = Server::bind(&portals, site.clone(), shape.limits).unwrap();
         Lab {
             portal: server.portals()[0],
             server: Some(server),
