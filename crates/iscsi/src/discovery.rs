@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::keys::{Answer, Parameters};
 use crate::login::PORTAL_GROUP_TAG;
 use crate::{Iqn, keys};
 
@@ -43,12 +44,19 @@ pub(crate) fn reachable(listening: &[SocketAddr], came_to: SocketAddr) -> Vec<So
     portals
 }
 
-/// Answers the text of one Text Request.
-pub(crate) fn answer(pairs: &[(&str, &str)], known: &Known<'_>) -> Vec<u8> {
+/// Answers the text of one Text Request: SendTargets, and what may be
+/// negotiated beside it.
+pub(crate) fn answer(
+    pairs: &[(&str, &str)],
+    known: &Known<'_>,
+    parameters: &mut Parameters,
+) -> Vec<u8> {
     let mut text = Vec::new();
     for (key, value) in pairs {
         if *key != "SendTargets" {
-            keys::emit(&mut text, key, "NotUnderstood");
+            if let Answer::Value(answer) = parameters.answer_later(key, value) {
+                keys::emit(&mut text, key, &answer);
+            }
             continue;
         }
         match send_targets(value, known) {
@@ -104,7 +112,11 @@ mod tests {
             all: &all,
             portals: &portals(&["[::1]:3260"]),
         };
-        let text = answer(&[("SendTargets", value)], &known);
+        let text = answer(
+            &[("SendTargets", value)],
+            &known,
+            &mut Parameters::default(),
+        );
         String::from_utf8(text).unwrap().replace('\0', " ")
     }
 
@@ -152,7 +164,7 @@ mod tests {
             portals: &reach("127.0.0.1:3260"),
         };
         assert_eq!(
-            answer(&[("SendTargets", "")], &known),
+            answer(&[("SendTargets", "")], &known, &mut Parameters::default()),
             b"TargetName=iqn.2026-01.lab:a\0TargetAddress=127.0.0.1:3260,1\0\
               TargetAddress=127.0.0.1:3262,1\0"
         );

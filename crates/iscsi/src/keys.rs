@@ -285,6 +285,21 @@ impl Parameters {
     }
 }
 
+impl Parameters {
+    /// Answers one key of a Text Request, that is after the login (RFC 7143
+    /// section 7.2.2): the initiator may declare anew how long a data segment
+    /// it takes, and everything else stands.
+    pub(crate) fn answer_later(&mut self, key: &str, value: &str) -> Answer {
+        match key {
+            "MaxRecvDataSegmentLength" | "InitiatorAlias" => self.answer(key, value),
+            _ => match Parameters::default().answer(key, value) {
+                Answer::Value(answer) if answer == "NotUnderstood" => Answer::Value(answer),
+                _ => Answer::reject(),
+            },
+        }
+    }
+}
+
 /// The first offer that is one of `ours`.
 fn digest(offers: &str, ours: &[Digest], agreed: &mut Digest) -> Answer {
     let common = offers
@@ -415,6 +430,29 @@ mod tests {
             assert_eq!(parameters.protocol_level, agreed);
         }
         assert_eq!(answer("iSCSIProtocolLevel", "32"), says("Reject"));
+    }
+
+    #[test]
+    fn after_the_login_only_the_length_of_data_segments_changes() {
+        let mut parameters = Parameters::default();
+        for (key, value, answer) in [
+            ("MaxRecvDataSegmentLength", "65536", Answer::Silence),
+            ("MaxRecvDataSegmentLength", "511", says("Reject")),
+            ("InitiatorAlias", "pc1", Answer::Silence),
+            ("MaxBurstLength", "4096", says("Reject")),
+            ("HeaderDigest", "None", says("Reject")),
+            ("InitiatorName", "iqn.a:b", says("Reject")),
+            ("IFMarkInt", "1", says("Reject")),
+            ("sendtargets", "All", says("NotUnderstood")),
+            ("X-com.example.key", "1", says("NotUnderstood")),
+        ] {
+            assert_eq!(parameters.answer_later(key, value), answer, "{key}");
+        }
+        let expected = Parameters {
+            max_send_data_segment_length: 65_536,
+            ..Parameters::default()
+        };
+        assert_eq!(parameters, expected);
     }
 
     #[test]

@@ -370,6 +370,16 @@ fn stages_that_do_not_exist_are_refused() {
 }
 
 #[test]
+fn a_stage_is_neither_left_early_nor_entered_again() {
+    let mut lab = Lab::new(Authentication::None);
+    lab.send(0x00, NAMES);
+    assert_eq!(lab.send(0x87, ""), Heard::Refused([2, 0]));
+    let mut lab = Lab::new(Authentication::None);
+    assert!(matches!(lab.send(0x81, NAMES), Heard::Reply(true, 1, _)));
+    assert_eq!(lab.send(0x81, "AuthMethod=None\0"), Heard::Refused([2, 0]));
+}
+
+#[test]
 fn text_may_be_split_over_pdus() {
     let mut lab = Lab::new(Authentication::None);
     let (head, tail) = NAMES.split_at(30);

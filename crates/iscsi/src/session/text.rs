@@ -54,7 +54,7 @@ impl Session<'_> {
                 all: &|| self.targets.discover(self.login),
                 portals: &discovery::reachable(self.portals, self.login.portal),
             };
-            exchange.response = discovery::answer(&pairs, &known).into();
+            exchange.response = discovery::answer(&pairs, &known, &mut self.parameters).into();
         }
         let longest = usize::try_from(self.parameters.max_send_data_segment_length);
         let now = exchange.response.len().min(longest.unwrap_or(usize::MAX));

@@ -153,6 +153,41 @@ fn a_connection_that_comes_back_takes_its_own_place_and_no_other() {
     assert_eq!(log_in_again(&lab, 1, tsih, 5).1, [2, 0x0a]);
 }
 
+#[test]
+fn a_session_that_has_ended_is_no_session_to_come_back_to() {
+    // It ends while the login is on its way.
+    let lab = Lab::new();
+    let (old, _, tsih) = log_in_again(&lab, 1, 0, 5);
+    let mut late = Initiator::connect(lab.portal, 1);
+    let mut login = Initiator::login_bytes(1, late.cmd_sn);
+    login[1] = 0x81;
+    login[14..16].copy_from_slice(&tsih.to_be_bytes());
+    login[20..22].copy_from_slice(&5u16.to_be_bytes());
+    late.stream.write_all(&login).unwrap();
+    let answer = late.receive().unwrap().bhs;
+    assert_eq!((answer[1], answer[37]), (0x81, 0), "so far it is there");
+    drop(old);
+    Lab::eventually("it has ended", || lab.server().sessions().count() == 0);
+    let mut header = [0; 48];
+    header.copy_from_slice(&login[..48]);
+    header[1] = 0x87;
+    late.send(header, &[]);
+    assert_eq!(late.login_answer(), Some([2, 0x0a]));
+
+    // It has ended, but for its flush.
+    let (disk, gate) = trouble::gated();
+    let lab = Lab::over(vec![disk], "127.0.0.1:0", Shape::default());
+    let _open = trouble::OpenAtLast(gate.clone());
+    let (mut old, _, tsih) = log_in_again(&lab, 1, 0, 5);
+    old.command(&[0; 6], &[], 0);
+    old.start(&FLUSH, &[], 0);
+    Lab::eventually("the flush has begun", || gate.has_comers());
+    drop(old);
+    Lab::eventually("it leaves", || lab.server().sessions().list().is_empty());
+    assert_eq!(lab.server().sessions().count(), 1);
+    assert_eq!(log_in_again(&lab, 1, tsih, 5).1, [2, 0x0a]);
+}
+
 // Half-open logins.
 
 /// Files this process may open, as far as the system lets it.

@@ -14,7 +14,7 @@ struct Gated {
 }
 
 #[derive(Default)]
-struct Gate {
+pub(super) struct Gate {
     is_open: Mutex<bool>,
     changed: Condvar,
     /// Flushes that have come to it.
@@ -30,6 +30,10 @@ impl Gate {
         }
     }
 
+    pub(super) fn has_comers(&self) -> bool {
+        self.comers.load(Ordering::SeqCst) > 0
+    }
+
     fn open(&self) {
         *self.is_open.lock().unwrap() = true;
         self.changed.notify_all();
@@ -37,7 +41,7 @@ impl Gate {
 }
 
 /// Opens the gate when a test ends, however it ends.
-struct OpenAtLast(Arc<Gate>);
+pub(super) struct OpenAtLast(pub(super) Arc<Gate>);
 
 impl Drop for OpenAtLast {
     fn drop(&mut self) {
@@ -70,7 +74,7 @@ impl Disk for Gated {
     }
 }
 
-fn gated() -> (Arc<dyn Disk>, Arc<Gate>) {
+pub(super) fn gated() -> (Arc<dyn Disk>, Arc<Gate>) {
     let gate = Arc::new(Gate::default());
     let disk = Gated {
         ram: Ram::new(1 << 20),
