@@ -12,8 +12,8 @@ use std::time::Duration;
 use disk::overlay::{Caching, OverlayMode};
 use disk::{Access, BaseId, Disk, Overlay, Raw};
 use iscsi::{
-    Attachment, Authentication, Identity, Limits, LogicalUnit, Login, LoginRefusal, Secret, Server,
-    Target, Targets,
+    Attachment, Authentication, ChapSecrets, Identity, Limits, LogicalUnit, Login, LoginRefusal,
+    Server, Target, Targets,
 };
 
 use crate::initiator::Address;
@@ -254,7 +254,7 @@ impl Targets for Site {
         Authentication::None
     }
 
-    fn chap_secret(&self, _: &Login, _: &str) -> Option<Secret> {
+    fn chap_secret(&self, _: &Login, _: &str) -> Option<ChapSecrets> {
         None
     }
 

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use scsi::disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Segment};
 use scsi::{Device, Identity, Medium, Provisioning, Shape};
 
+use crate::chap::Challenges;
 use crate::keys::{self, Parameters};
-use crate::login::{Entrance, Negotiation, Progress, Site};
+use crate::login::{Entrance, LoginStatus, Negotiation, Progress, Site};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::server::Stats;
 use crate::session::{Data, Next, Session, Start};
@@ -22,8 +23,8 @@ use crate::target::Units;
 use crate::task::Job;
 use crate::wire::{BHS_BYTES, Bhs, Lengths, NO_TAG, Request, padding};
 use crate::{
-    Attachment, Authentication, Iqn, LogicalUnit, Login, LoginRefusal, Secret, Target, Targets,
-    chap,
+    Attachment, Authentication, ChapSecrets, Iqn, LogicalUnit, Login, LoginRefusal, Secret, Target,
+    Targets, chap,
 };
 
 /// A door: bytes in, nothing out.
@@ -84,12 +85,10 @@ pub fn login(bytes: &[u8]) {
     let Some((control, rest)) = bytes.split_first() else {
         return;
     };
-    let fuzzed = Fuzzed {
-        authentication: match control & 1 {
-            0 => Authentication::None,
-            _ => Authentication::Chap,
-        },
-    };
+    let fuzzed = Fuzzed::new(match control & 1 {
+        0 => Authentication::None,
+        _ => Authentication::Chap,
+    });
     let mut negotiation = Some(Negotiation::new(ADDRESS, ADDRESS));
     let mut pdus = Pdus(rest);
     while let (Some(running), Some((_, bhs, data))) = (negotiation.take(), pdus.next()) {
@@ -122,9 +121,7 @@ pub fn session(bytes: &[u8]) {
         Some(_) => target.snapshot(),
         None => Arc::new(Units::none()),
     };
-    let fuzzed = Fuzzed {
-        authentication: Authentication::None,
-    };
+    let fuzzed = Fuzzed::new(Authentication::None);
     let stats = Stats::default();
     let mut pairs = entrances
         .each_ref()
@@ -181,14 +178,27 @@ impl<'a> Iterator for Pdus<'a> {
 /// A site with one target.
 struct Fuzzed {
     authentication: Authentication,
+    challenges: Challenges,
+}
+
+impl Fuzzed {
+    fn new(authentication: Authentication) -> Fuzzed {
+        Fuzzed {
+            authentication,
+            challenges: Challenges::default(),
+        }
+    }
 }
 
 impl Targets for Fuzzed {
     fn authentication(&self, _: &Login) -> Authentication {
         self.authentication
     }
-    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<Secret> {
-        (chap_name == "pc1").then(|| Secret::new("secretsecret1"))
+    fn chap_secret(&self, _: &Login, chap_name: &str) -> Option<ChapSecrets> {
+        (chap_name == "pc1").then(|| ChapSecrets {
+            initiator: Secret::new("secretsecret1"),
+            target: Some(("tuser".to_owned(), Secret::new("targetsecret2"))),
+        })
     }
     fn open(&self, _: &Login) -> Result<Attachment, LoginRefusal> {
         Err(LoginRefusal::NotFound)
@@ -201,7 +211,11 @@ impl Targets for Fuzzed {
 fn site(fuzzed: &Fuzzed) -> Site<'_> {
     Site {
         targets: fuzzed,
-        has_session: &|_, _| false,
+        challenges: &fuzzed.challenges,
+        rejoin: &|_, tsih, _| match tsih {
+            1 => Ok(Parameters::default().of_session()),
+            _ => Err(LoginStatus::NO_SUCH_SESSION),
+        },
         // The fact sheet's vector: id 17, challenge 00..0F.
         random: &|| {
             let mut bytes = [0x17; chap::CHALLENGE_BYTES + 1];
@@ -345,9 +359,7 @@ fn enter(control: u8, initiator: u8) -> Box<Entrance> {
     let mut bhs: Bhs = [0; BHS_BYTES];
     bhs[..2].copy_from_slice(&[0x43, 0x87]); // from the operational stage on
     bhs[8..14].copy_from_slice(&[0, 2, 0x3d, 0, 0, initiator]);
-    let fuzzed = Fuzzed {
-        authentication: Authentication::None,
-    };
+    let fuzzed = Fuzzed::new(Authentication::None);
     let Ok(Request::Login(request)) = Request::parse(&bhs) else {
         unreachable!("it is a login request");
     };
@@ -408,6 +420,7 @@ impl<'t> Pair<'t> {
                 parameters: entrance.parameters.clone(),
                 target: entrance.login.target.is_some().then_some(target),
                 targets,
+                portals: &[],
                 stats,
                 window: WINDOW,
                 stat_sn,

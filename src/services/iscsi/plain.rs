@@ -118,10 +118,16 @@ impl Targets for PlainTargets {
     }
 
     fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<ChapSecrets> {
+        let secret = |text: &str| Secret::new(text.as_bytes());
         let knows = |plain: &Arc<Plain>| {
             let proof = plain.proof.as_ref();
             let proof = proof.filter(|proof| proof.chap.name == chap_name)?;
-            Some(Secret::new(proof.chap.secret.as_bytes()).into())
+            let mutual = proof.mutual.as_ref();
+            let mutual = mutual.map(|chap| (chap.name.clone(), secret(&chap.secret)));
+            Some(ChapSecrets {
+                initiator: secret(&proof.chap.secret),
+                target: mutual,
+            })
         };
         match login.target {
             Some(_) => knows(&self.find(login)?),

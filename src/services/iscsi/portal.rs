@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use iscsi::{Attachment, Authentication, Login, LoginRefusal, Secret, Sessions, Targets};
+use iscsi::{
+    Attachment, Authentication, ChapSecrets, Login, LoginRefusal, Refused, Sessions, Targets,
+};
 
 use super::MachineDisks;
 use super::plain::{KeptTargets, PlainTargets};
@@ -40,7 +42,7 @@ impl Targets for SiteTargets {
         }
     }
 
-    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<Secret> {
+    fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<ChapSecrets> {
         if self.is_plain(login) {
             return self.plain.chap_secret(login, chap_name);
         }
@@ -62,5 +64,11 @@ impl Targets for SiteTargets {
         let mut found = self.machines.discover(login);
         found.extend(self.plain.discover(login));
         found
+    }
+
+    fn refused(&self, login: &Login, refused: &Refused<'_>) {
+        if !self.is_plain(login) {
+            self.machines.refused(login, refused);
+        }
     }
 }
