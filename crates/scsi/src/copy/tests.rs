@@ -440,6 +440,29 @@ fn what_overlaps_is_copied_as_if_it_did_not() {
 }
 
 #[test]
+fn what_the_source_does_not_store_takes_no_space_in_the_copy() {
+    const BYTES: usize = 4 << 20;
+    let lab = Lab::over([Ram::new(BYTES), Ram::with_contents(vec![0xff; BYTES])]);
+    for at in [5000, 3 << 20] {
+        lab.disks[0].write(at, &[7; 10_000]).unwrap();
+    }
+    let whole = segment(0, 1, 8192, 0, 0);
+    lab.copy(&list(1, 0, &[target(0), target(1)], &[whole]))
+        .unwrap();
+    assert!(lab.stored(1, 0, 8192) == lab.stored(0, 0, 8192));
+    assert_eq!(lab.results(0, 1).unwrap()[8..], 0x40_0000u32.to_be_bytes());
+    let mut at = 0;
+    while at < BYTES as u64 {
+        let [of_source, of_copy] = [0, 1].map(|n| {
+            let extent = lab.disks[n].extent(at, BYTES as u64 - at);
+            extent.unwrap()
+        });
+        assert_eq!(of_copy, of_source, "from byte {at}");
+        at += of_copy.bytes;
+    }
+}
+
+#[test]
 fn the_operating_parameters_and_the_page_agree() {
     let data = Lab::new().results(3, 0).unwrap();
     assert_eq!(data[..4], [0, 0, 0, 43]);

@@ -182,6 +182,13 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_letters_outside_ascii_comes_back_as_it_was() {
+        let mut state = state(1, None);
+        state.registrations[0].nexus.initiator = "iqn.2026-01.test:É".to_owned();
+        assert_eq!(parse(&emit(&state)), Ok(state));
+    }
+
+    #[test]
     fn a_changed_byte_is_noticed() {
         let saved = emit(&state(2, Some(1)));
         for at in 0..saved.len() - 1 {

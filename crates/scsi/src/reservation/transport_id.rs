@@ -77,7 +77,7 @@ pub(crate) fn emit(nexus: &NexusName) -> Vec<u8> {
 pub(crate) fn name(text: &str) -> Option<String> {
     let is_sound = (1..=MAX_NAME_BYTES).contains(&text.len())
         && !text.chars().any(|c| c.is_whitespace() || c.is_control());
-    is_sound.then(|| text.to_lowercase())
+    is_sound.then(|| text.to_ascii_lowercase())
 }
 
 pub(crate) fn emit_isid(isid: [u8; 6]) -> String {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use disk::Access;
+use disk::Allocation;
 
 use super::LogicalUnit;
 use crate::attention::Nexus;
@@ -166,7 +166,8 @@ impl<'a> Range<'a> {
         })
     }
 
-    /// Copies it, as `copy_within` would: what overlaps is right, too.
+    /// Copies it, as `copy_within` would: what overlaps is right, too. What
+    /// is not stored in the source takes no space in a thin destination.
     fn copy(&self, copier: &mut Copier<'_>) -> Result<(), Sense> {
         let resets = (self.source.resets(), self.destination.resets());
         let is_backward = Arc::ptr_eq(&self.source.state, &self.destination.state)
@@ -174,12 +175,11 @@ impl<'a> Range<'a> {
         let mut buffer = vec![0u8; usize::try_from(self.bytes.min(STEP_BYTES)).unwrap_or(0)];
         let mut done = 0;
         while done < self.bytes {
-            let step = (self.bytes - done).min(STEP_BYTES);
+            let longest = (self.bytes - done).min(STEP_BYTES);
             let at = match is_backward {
-                true => self.bytes - done - step,
+                true => self.bytes - done - longest,
                 false => done,
             };
-            let buffer = &mut buffer[..usize::try_from(step).unwrap_or(0)];
             // Who ends the tasks of this nexus waits until the step is done.
             let _hold = copier.nexus.hold();
             if (copier.is_over)() {
@@ -189,11 +189,8 @@ impl<'a> Range<'a> {
                 return Err(Sense::COPY_ABORTED);
             }
             self.check_access(copier.nexus)?;
-            let failed = |_: Sense| Sense::THIRD_PARTY_DEVICE_FAILURE;
-            let read = self.source.disk.read(self.source_offset + at, buffer);
-            read.map_err(|error| failed(error.into()))?;
-            let written = self.destination.write(self.destination_offset + at, buffer);
-            written.map_err(failed)?;
+            let step = self.step(at, longest, is_backward, &mut buffer);
+            let step = step.map_err(|_| Sense::THIRD_PARTY_DEVICE_FAILURE)?;
             done += step;
             copier.bytes += step;
             copier.tell();
@@ -203,18 +200,40 @@ impl<'a> Range<'a> {
         Ok(())
     }
 
+    /// Copies at most `longest` bytes, all of them when the end comes first;
+    /// how many it were.
+    fn step(
+        &self,
+        at: u64,
+        longest: u64,
+        is_backward: bool,
+        buffer: &mut [u8],
+    ) -> Result<u64, Sense> {
+        let (from, to) = (self.source_offset + at, self.destination_offset + at);
+        let extent = self.source.disk.extent(from, longest)?;
+        let step = match is_backward {
+            true => longest,
+            false => extent.bytes.clamp(1, longest),
+        };
+        let is_hole = extent.allocation == Allocation::Deallocated && extent.bytes >= step;
+        if is_hole && self.destination.is_thin() {
+            self.destination.unmap(to, step)?;
+            return Ok(step);
+        }
+        let buffer = &mut buffer[..usize::try_from(step).unwrap_or(0)];
+        self.source.disk.read(from, buffer)?;
+        self.destination.write(to, buffer)?;
+        Ok(step)
+    }
+
     /// Reservations and write protection of both ends.
     fn check_access(&self, nexus: &Nexus) -> Result<(), Sense> {
         let allows = |unit: &LogicalUnit, class| {
             let reservations = &unit.state.reservations;
             !unit.is(Condition::UNREADY) && reservations.allows(nexus.name(), class)
         };
-        let is_writable = self.destination.access() == Access::ReadWrite
-            && !self.destination.is(Condition::PROTECTED);
-        match allows(self.source, Class::Read)
-            && allows(self.destination, Class::Write)
-            && is_writable
-        {
+        let may_both = allows(self.source, Class::Read) && allows(self.destination, Class::Write);
+        match may_both && self.destination.check_writable().is_ok() {
             true => Ok(()),
             false => Err(Sense::THIRD_PARTY_DEVICE_FAILURE),
         }
