@@ -5,13 +5,12 @@
 //! thousand connections that say nothing cost a thousand file descriptors and
 //! no thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,7 +54,7 @@ pub(super) struct Reception {
     listeners: Vec<TcpListener>,
     waiting: Vec<HalfOpen>,
     places: Arc<Places>,
-    logins: Sender<HalfOpen>,
+    logins: Arc<Queue>,
     /// Where login threads put what they are done with.
     returned: Arc<Mutex<Vec<HalfOpen>>>,
     /// Accepting has failed, and that was said.
@@ -68,30 +67,30 @@ impl Reception {
         wake: Arc<Wake>,
         listeners: Vec<TcpListener>,
     ) -> io::Result<Reception> {
-        let (logins, queue) = mpsc::channel();
-        let queue = Arc::new(Mutex::new(queue));
+        let logins = Arc::new(Queue::default());
         let returned = Arc::new(Mutex::new(Vec::new()));
+        let reception = Reception {
+            shared: shared.clone(),
+            wake: wake.clone(),
+            listeners,
+            waiting: Vec::new(),
+            places: Arc::default(),
+            logins: logins.clone(),
+            returned: returned.clone(),
+            cannot_accept: false,
+        };
         for _ in 0..shared.limits.login_threads.max(1) {
             let clerk = Clerk {
                 shared: shared.clone(),
                 wake: wake.clone(),
-                queue: queue.clone(),
+                logins: logins.clone(),
                 returned: returned.clone(),
             };
             thread::Builder::new()
                 .name("iscsi-login".into())
                 .spawn(move || clerk.run())?;
         }
-        Ok(Reception {
-            shared,
-            wake,
-            listeners,
-            waiting: Vec::new(),
-            places: Arc::default(),
-            logins,
-            returned,
-            cannot_accept: false,
-        })
+        Ok(reception)
     }
 
     /// Runs until the server drains.
@@ -246,7 +245,7 @@ impl Reception {
             match half_open.read() {
                 Ok(Whole::No) => self.waiting.push(half_open),
                 Ok(Whole::Yes) => {
-                    let _ = self.logins.send(half_open);
+                    self.logins.push(half_open);
                 }
                 Err(ReadError::Gone) => {}
                 Err(ReadError::NoLogin) => {
@@ -255,6 +254,59 @@ impl Reception {
                 }
             }
         }
+    }
+}
+
+impl Drop for Reception {
+    fn drop(&mut self) {
+        self.logins.close();
+    }
+}
+
+/// Logins that wait for a thread. A channel's receiver behind a lock would
+/// wake two threads for each: the one that takes it, and the next in line.
+#[derive(Default)]
+struct Queue {
+    state: Mutex<QueueState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct QueueState {
+    waiting: VecDeque<HalfOpen>,
+    closed: bool,
+}
+
+impl Queue {
+    fn push(&self, half_open: HalfOpen) {
+        self.lock().waiting.push_back(half_open);
+        self.changed.notify_one();
+    }
+
+    /// Waits for a login; `None` once closed and empty.
+    fn next(&self) -> Option<HalfOpen> {
+        let mut state = self.lock();
+        loop {
+            if let Some(half_open) = state.waiting.pop_front() {
+                return Some(half_open);
+            }
+            if state.closed {
+                return None;
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -376,21 +428,13 @@ impl Drop for Place {
 struct Clerk {
     shared: Arc<Shared>,
     wake: Arc<Wake>,
-    queue: Arc<Mutex<Receiver<HalfOpen>>>,
+    logins: Arc<Queue>,
     returned: Arc<Mutex<Vec<HalfOpen>>>,
 }
 
 impl Clerk {
     fn run(&self) {
-        loop {
-            let next = self
-                .queue
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .recv();
-            let Ok(half_open) = next else {
-                return; // reception has closed
-            };
+        while let Some(half_open) = self.logins.next() {
             // A site that panics costs its login, not the pool.
             if catch_unwind(AssertUnwindSafe(|| self.step(half_open))).is_err() {
                 tracing::error!("a login panicked");

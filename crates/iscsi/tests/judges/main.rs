@@ -23,7 +23,6 @@ use iscsi::{
 };
 
 mod logins;
-mod silence;
 mod trouble;
 mod units;
 
