@@ -190,7 +190,7 @@ fn compare(options: &Options) -> io::Result<()> {
         make_disk(cold_home.path())?;
         checks = checks::all(home.path(), cold_home.path(), options.rounds, options.time)?;
     }
-    let markdown = report::markdown(&rows, &checks);
+    let markdown = report::markdown(options.rounds, &rows, &checks);
     println!("{markdown}");
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out)?;

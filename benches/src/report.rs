@@ -100,8 +100,18 @@ pub(crate) fn progress(round: usize, cell: &Cell, measured: &[Measurement; 3]) -
 }
 
 /// The comparison as two tables: ratios, and what was measured.
-pub(crate) fn markdown(rows: &[Row], checks: &[Check]) -> String {
-    let mut text = String::new();
+pub(crate) fn markdown(rounds: usize, rows: &[Row], checks: &[Check]) -> String {
+    let mut text = format!(
+        "# Our iSCSI target beside tgt
+
+Written by `make bench-iscsi`: {rounds} rounds, ours and tgt in turn, on the same 256 MiB in the page cache (tmpfs). *Raw
+file*: `disk::Raw`; *image + overlay*: a `keep` overlay that holds every other 64 KiB when a round begins, the
+rest in the golden image; the cells stand in the order they run, reads before writes. Nothing is pinned; the
+initiator's own CPU does not count. Ratios are medians of the rounds' ratios: absolute figures, and on a busy
+machine rates too, mean little; CPU per operation stands.
+
+"
+    );
     let mut line = |args: std::fmt::Arguments<'_>| {
         let _ = writeln!(text, "{args}");
     };
