@@ -422,6 +422,7 @@ impl<'t> Pair<'t> {
                 targets,
                 portals: &[],
                 stats,
+                cid: entrance.cid(),
                 window: WINDOW,
                 stat_sn,
                 exp_cmd_sn: entrance.exp_cmd_sn,
@@ -467,7 +468,7 @@ impl<'t> Pair<'t> {
     fn run_jobs(&mut self) {
         while !self.jobs.is_empty() {
             for job in std::mem::take(&mut self.jobs) {
-                self.session.finish(job.run(), &mut self.out);
+                self.session.finish(self.units, job.run(), &mut self.out);
             }
             self.jobs.extend(self.session.jobs());
             self.hear();

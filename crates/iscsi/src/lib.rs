@@ -251,6 +251,10 @@ pub struct Limits {
     pub tasks_per_session: u32,
     /// How long a peer may take nothing of what we send.
     pub send_timeout: Duration,
+    /// How long an initiator may be quiet before it is pinged.
+    pub ping_interval: Duration,
+    /// How long one that has answered a ping before may take for the next.
+    pub ping_timeout: Duration,
     /// How long a peer may be silent on the TCP level (keepalive probes and
     /// unacknowledged data) before it counts as gone.
     pub silence: Duration,
@@ -268,6 +272,8 @@ impl Default for Limits {
             worker_threads: 8,
             tasks_per_session: 128,
             send_timeout: Duration::from_secs(30),
+            ping_interval: Duration::from_secs(15),
+            ping_timeout: Duration::from_secs(30),
             silence: Duration::from_secs(30),
         }
     }

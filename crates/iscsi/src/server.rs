@@ -16,6 +16,7 @@ use crate::chap::Challenges;
 use crate::{Limits, Targets};
 
 mod connection;
+mod pulse;
 mod reception;
 mod registry;
 mod workers;
@@ -29,6 +30,8 @@ use workers::Workers;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// How long an initiator may take to log out when it is asked to.
+const LOGOUT_WAIT: Duration = Duration::from_secs(3);
 /// How long a session that was hung up on may take to end at shutdown.
 const LAST_WAIT: Duration = Duration::from_secs(5);
 
@@ -82,6 +85,7 @@ impl Server {
             counters: Counts::default(),
             challenges: Challenges::default(),
             portals: portals.clone(),
+            asks_for_logout: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         });
         let wake = Arc::new(Wake::new()?);
@@ -121,8 +125,9 @@ impl Server {
         }
     }
 
-    /// Accepts no more, lets commands that have come finish for at most
-    /// `drain`, and closes every session. No disk is flushed: whoever owns
+    /// Accepts no more, asks initiators that answer pings to log out, lets
+    /// commands that have come finish for at most `drain`, and closes every
+    /// session. No disk is flushed: whoever owns
     /// the disks does that when he closes them.
     pub fn shutdown(mut self, drain: Duration) {
         self.stop(drain);
@@ -132,12 +137,14 @@ impl Server {
         let Some(reception) = self.reception.take() else {
             return;
         };
+        let sessions = &self.shared.sessions;
+        self.shared.asks_for_logout.store(true, Ordering::Release);
+        sessions.ask_for_logouts(drain.min(LOGOUT_WAIT));
         self.shared.draining.store(true, Ordering::Release);
         self.wake.wake();
         if reception.join().is_err() {
             tracing::error!("the reception thread had panicked");
         }
-        let sessions = &self.shared.sessions;
         sessions.hang_up_all(HangUp::WhenIdle);
         if !sessions.wait_until_empty(drain) {
             sessions.hang_up_all(HangUp::Now);
@@ -163,6 +170,8 @@ struct Shared {
     challenges: Challenges,
     portals: Vec<SocketAddr>,
     workers: Workers,
+    /// Going soon: initiators that bear it are asked to log out.
+    asks_for_logout: AtomicBool,
     /// Going: finish what has come and start nothing.
     draining: AtomicBool,
 }

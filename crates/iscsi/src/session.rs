@@ -23,16 +23,18 @@ use crate::server::Stats;
 use crate::target::Units;
 use crate::task::{Answered, Done, Failure, Job, Running, Task};
 use crate::wire::{
-    Bhs, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, Numbers, PduError, Reject, Request,
-    Residual, ScsiCommand, ScsiResponse, is_before,
+    AsyncMessage, Bhs, LogoutRequest, LogoutResponse, NO_TAG, NopIn, NopOut, Numbers, PduError,
+    Reject, Request, Residual, ScsiCommand, ScsiResponse, is_before,
 };
 use crate::{Login, Target, Targets};
 
+mod attributes;
 mod data_in;
 mod data_out;
 mod management;
 mod text;
 
+use attributes::Sequence;
 use management::Resolving;
 use text::TextExchange;
 
@@ -41,6 +43,12 @@ const MAX_IMMEDIATE_TASKS: usize = 8;
 
 /// SCSI status codes (SAM-5 section 5.3.1).
 const GOOD: u8 = 0x00;
+const TASK_SET_FULL: u8 = 0x28;
+
+/// Events of an Asynchronous Message (RFC 7143 section 11.9.1).
+mod async_event {
+    pub(super) const REQUEST_LOGOUT: u8 = 1;
+}
 
 /// Reject reasons (RFC 7143 section 11.17.1).
 mod reason {
@@ -92,6 +100,11 @@ pub(crate) struct Session<'t> {
     stat_sn: u32,
     exp_cmd_sn: u32,
     max_cmd_sn: u32,
+    /// Numbers of commands on their way that were aborted before they came.
+    given_up: Vec<u32>,
+    cid: u16,
+    has_answered_ping: bool,
+    is_asked_to_leave: bool,
     /// Commands that wait for data, by initiator task tag.
     tasks: HashMap<u32, Task>,
     /// Tasks that want an R2T and must wait for others' data.
@@ -100,6 +113,8 @@ pub(crate) struct Session<'t> {
     next_ttt: u32,
     /// Commands on workers, by job.
     running: HashMap<u64, Running>,
+    /// Where the order of commands matters.
+    sequence: Sequence,
     next_job: u64,
     jobs: Vec<Job>,
     /// Task management that waits for workers to let go.
@@ -120,6 +135,7 @@ pub(crate) struct Start<'t> {
     pub(crate) targets: &'t dyn Targets,
     pub(crate) portals: &'t [SocketAddr],
     pub(crate) stats: &'t Stats,
+    pub(crate) cid: u16,
     pub(crate) window: u32,
     pub(crate) stat_sn: u32,
     pub(crate) exp_cmd_sn: u32,
@@ -148,6 +164,11 @@ impl<'t> Session<'t> {
             solicited_bytes: 0,
             next_ttt: 1,
             running: HashMap::new(),
+            sequence: Sequence::default(),
+            given_up: Vec::new(),
+            cid: start.cid,
+            has_answered_ping: false,
+            is_asked_to_leave: false,
             next_job: 0,
             jobs: Vec::new(),
             resolving: Vec::new(),
@@ -205,6 +226,9 @@ impl<'t> Session<'t> {
         out: &mut Outbox<'u>,
     ) -> Next {
         let next = self.take(units, bhs, data, out);
+        if self.sequence.holds_any() {
+            self.begin_held(units, out);
+        }
         // A peer must not make us gather more answers than we like.
         out.relieve();
         next
@@ -231,7 +255,7 @@ impl<'t> Session<'t> {
                 Order::Ignore => Next::Continue,
                 Order::Hole => HOLE,
             },
-            Request::DataOut(pdu) => self.data_out(&pdu, data, out),
+            Request::DataOut(pdu) => self.data_out(&pdu, data, None, out),
             Request::NopOut(pdu) => self.nop_out(&pdu, data, out),
             Request::TaskManagement(pdu) => match self.number(pdu.immediate, pdu.cmd_sn) {
                 Order::Now => self.task_management(units, &pdu, bhs, out),
@@ -244,7 +268,7 @@ impl<'t> Session<'t> {
                 Order::Hole => HOLE,
             },
             Request::Logout(pdu) => match self.number(pdu.immediate, pdu.cmd_sn) {
-                Order::Now => self.logout(&pdu, out),
+                Order::Now => self.logout(&pdu, bhs, out),
                 Order::Ignore => Next::Continue,
                 Order::Hole => HOLE,
             },
@@ -264,11 +288,8 @@ impl<'t> Session<'t> {
         let Request::DataOut(pdu) = request else {
             return Next::Continue;
         };
-        if let Some(task) = self.tasks.get_mut(&pdu.itt) {
-            let failure = Sense::PROTOCOL_SERVICE_CRC_ERROR.into();
-            task.failed.get_or_insert(failure);
-        }
-        self.data_out(pdu, data, out)
+        let damage = Some(Sense::PROTOCOL_SERVICE_CRC_ERROR.into());
+        self.data_out(pdu, data, damage, out)
     }
 
     /// Work for workers that has come up since the last call.
@@ -283,11 +304,11 @@ impl<'t> Session<'t> {
 
     /// Whether a command has begun and not ended.
     pub(crate) fn is_busy(&self) -> bool {
-        !self.running.is_empty() || !self.tasks.is_empty()
+        self.busy() > 0
     }
 
     /// Takes back a job.
-    pub(crate) fn finish(&mut self, done: Done, out: &mut Outbox<'_>) {
+    pub(crate) fn finish<'u>(&mut self, units: &'u Units, done: Done, out: &mut Outbox<'u>) {
         let Some(running) = self.running.remove(&done.id) else {
             return;
         };
@@ -309,7 +330,10 @@ impl<'t> Session<'t> {
             !waiting.jobs.is_empty()
         });
         for (itt, response) in resolved {
-            self.respond_task_management(itt, response, out);
+            self.respond_task_management(itt, response, [0; 3], out);
+        }
+        if self.sequence.holds_any() {
+            self.begin_held(units, out);
         }
         out.relieve();
     }
@@ -359,12 +383,30 @@ impl<'t> Session<'t> {
             return Order::Hole;
         }
         self.exp_cmd_sn = cmd_sn.wrapping_add(1);
+        if !self.given_up.is_empty() {
+            self.skip_given_up();
+        }
         Order::Now
+    }
+
+    /// Counts commands that will not come as come.
+    fn skip_given_up(&mut self) {
+        let given_up = &mut self.given_up;
+        while let Some(place) = given_up.iter().position(|sn| *sn == self.exp_cmd_sn) {
+            given_up.swap_remove(place);
+            self.exp_cmd_sn = self.exp_cmd_sn.wrapping_add(1);
+        }
+        given_up.retain(|sn| !is_before(*sn, self.exp_cmd_sn));
+    }
+
+    /// Commands that have come and not ended.
+    fn busy(&self) -> usize {
+        self.tasks.len() + self.running.len() + self.sequence.len()
     }
 
     /// The numbers of a PDU that does not consume a StatSN.
     fn numbers(&mut self) -> Numbers {
-        let busy = u32::try_from(self.tasks.len() + self.running.len()).unwrap_or(u32::MAX);
+        let busy = u32::try_from(self.busy()).unwrap_or(u32::MAX);
         let free = self.window.saturating_sub(busy);
         let max_cmd_sn = self.exp_cmd_sn.wrapping_add(free).wrapping_sub(1);
         if is_before(self.max_cmd_sn, max_cmd_sn) {
@@ -394,15 +436,8 @@ impl<'t> Session<'t> {
     ) -> Option<(&'u Arc<LogicalUnit>, &Nexus)> {
         let (place, unit) = units.find(Lun::parse(lun)?.0)?;
         let nexus = self.nexuses.get_mut(place)?;
-        let nexus = nexus.get_or_insert_with(|| {
-            let nexus = unit.connect(&self.name);
-            if let Some(target) = self.target {
-                let peers: Weak<Target> = Arc::downgrade(target);
-                nexus.join(peers); // where EXTENDED COPY finds the others
-            }
-            nexus
-        });
-        Some((unit, nexus))
+        let connect = || connect(unit, &self.name, self.target);
+        Some((unit, nexus.get_or_insert_with(connect)))
     }
 
     fn command<'u>(
@@ -417,24 +452,36 @@ impl<'t> Session<'t> {
             self.reject(reason::PROTOCOL_ERROR, bhs, out);
             return Next::Continue;
         }
-        let known = self.tasks.contains_key(&pdu.itt)
-            || self
-                .running
-                .values()
-                .any(|r| r.answered.itt == pdu.itt && !r.aborted);
-        if known {
+        if self.has_task(pdu.itt) {
             self.reject(reason::TASK_IN_PROGRESS, bhs, out);
             return Next::Continue;
         }
         let limit = usize::try_from(self.window).unwrap_or(usize::MAX);
-        let busy = self.tasks.len() + self.running.len();
-        if pdu.immediate && busy >= limit.saturating_add(MAX_IMMEDIATE_TASKS) {
+        if pdu.immediate && self.busy() >= limit.saturating_add(MAX_IMMEDIATE_TASKS) {
             self.reject(reason::IMMEDIATE_REJECTED, bhs, out);
             return Next::Continue;
         }
         if let Err(broken) = self.check_unsolicited(pdu, data) {
             return Next::Broken(broken);
         }
+        let is_simple = pdu.attribute <= attributes::SIMPLE && !self.sequence.matters();
+        if is_simple || !self.hold(units, pdu, data, out) {
+            let unsolicited = (pdu.writes && !pdu.is_final).then_some(0);
+            self.begin(units, pdu, data, unsolicited, out);
+        }
+        Next::Continue
+    }
+
+    /// Begins a command whose turn has come, with the data that there is; of
+    /// unsolicited data that follows, `unsolicited` is the next DataSN.
+    fn begin<'u>(
+        &mut self,
+        units: &'u Units,
+        pdu: &ScsiCommand,
+        data: &[u8],
+        unsolicited: Option<u32>,
+        out: &mut Outbox<'u>,
+    ) {
         let answered = Answered {
             itt: pdu.itt,
             expected_bytes: pdu.expected_bytes,
@@ -445,24 +492,24 @@ impl<'t> Session<'t> {
         if pdu.cdb[0] == 0xa0 {
             let result = self.report_luns(units, pdu);
             self.answer_or_fail(&answered, result, None, out);
-            return Next::Continue;
+            return;
         }
         let Some((unit, nexus)) = self.unit(units, pdu.lun) else {
             let result = scsi::answer_for_absent(Lun::parse(pdu.lun), &pdu.cdb);
             self.answer_or_fail(&answered, result, None, out);
-            return Next::Continue;
+            return;
         };
         let work = match unit.admit(nexus, &pdu.cdb) {
             Ok(work) => work,
             Err(refusal) => {
                 // Data that still comes finds no task and is dropped.
                 self.fail(&answered, refusal.into(), unit.sense_format(), out);
-                return Next::Continue;
+                return;
             }
         };
         if work.read_bytes().is_some() {
             self.read(&answered, unit, work, out);
-            return Next::Continue;
+            return;
         }
         let behind = (unit.clone(), nexus.clone());
         let mut task = Task::new(pdu.itt, pdu.lun, behind, work, pdu.expected_bytes);
@@ -479,16 +526,13 @@ impl<'t> Session<'t> {
                     wanted: Some(task.wanted),
                 };
                 self.fail(&answered, failure, unit.sense_format(), out);
-                return Next::Continue;
+                return;
             }
         }
         self.bytes_written += u64::try_from(data.len()).unwrap_or(0);
         task.take(data, self.staging_room());
-        if pdu.writes && !pdu.is_final {
-            task.unsolicited = Some(0);
-        }
+        task.unsolicited = unsolicited;
         self.advance(task, pdu.reads, out);
-        Next::Continue
     }
 
     fn report_luns(&self, units: &Units, pdu: &ScsiCommand) -> Result<Vec<u8>, Sense> {
@@ -536,7 +580,6 @@ impl<'t> Session<'t> {
                 id,
                 Running {
                     answered,
-                    lun: task.lun,
                     unit: task.unit.clone(),
                     nexus: task.nexus.clone(),
                     work: task.work,
@@ -629,6 +672,7 @@ impl<'t> Session<'t> {
 
     fn nop_out(&mut self, pdu: &NopOut, data: &[u8], out: &mut Outbox<'_>) -> Next {
         self.stats.answers_pings.store(true, Ordering::Relaxed);
+        self.has_answered_ping |= pdu.ttt != NO_TAG;
         match self.number(pdu.immediate, pdu.cmd_sn) {
             Order::Now => {}
             Order::Ignore => return Next::Continue,
@@ -649,11 +693,47 @@ impl<'t> Session<'t> {
         Next::Continue
     }
 
-    fn logout(&mut self, pdu: &LogoutRequest, out: &mut Outbox<'_>) -> Next {
+    /// Asks an initiator that says nothing whether it is there.
+    pub(crate) fn ping(&mut self, out: &mut Outbox<'_>) {
+        let nop_in = NopIn {
+            lun: [0; 8],
+            itt: NO_TAG,
+            ttt: self.next_ttt(),
+            numbers: self.numbers(),
+        };
+        out.header(&nop_in.emit(0));
+    }
+
+    /// Whether it has ever answered that.
+    pub(crate) fn has_answered_ping(&self) -> bool {
+        self.has_answered_ping
+    }
+
+    /// Asks the initiator, once, to log out within so many seconds (RFC 7143
+    /// section 11.9.1); but not one that knows no pings, as iPXE.
+    pub(crate) fn request_logout(&mut self, seconds: u16, out: &mut Outbox<'_>) {
+        if self.is_asked_to_leave || !self.stats.answers_pings.load(Ordering::Relaxed) {
+            return;
+        }
+        self.is_asked_to_leave = true;
+        let message = AsyncMessage {
+            event: async_event::REQUEST_LOGOUT,
+            parameters: [0, 0, seconds],
+            numbers: self.status_numbers(),
+        };
+        out.header(&message.emit());
+    }
+
+    fn logout(&mut self, pdu: &LogoutRequest, bhs: &Bhs, out: &mut Outbox<'_>) -> Next {
         let response = match pdu.reason {
-            0 | 1 => 0, // there is one connection: it is the session
-            2 => 2,     // recovery is not supported
-            _ => 3,
+            0 => 0,
+            1 if pdu.cid == self.cid => 0, // the one connection is the session
+            1 => 1,                        // there is no such connection
+            2 => 2,                        // recovery is not supported
+            _ => {
+                self.reject(reason::INVALID_FIELD, bhs, out);
+                return Next::Continue;
+            }
         };
         let closes = response == 0;
         if closes {
@@ -706,6 +786,16 @@ enum Order {
     Now,
     Ignore,
     Hole,
+}
+
+/// A session's view of a unit, from now on.
+fn connect(unit: &LogicalUnit, name: &NexusName, target: Option<&Arc<Target>>) -> Nexus {
+    let nexus = unit.connect(name);
+    if let Some(target) = target {
+        let peers: Weak<Target> = Arc::downgrade(target);
+        nexus.join(peers); // where EXTENDED COPY finds the others
+    }
+    nexus
 }
 
 /// The difference between what was expected and what there was (RFC 7143

@@ -74,13 +74,19 @@ pub(crate) struct Answered {
 /// What a slow command is doing on a worker.
 pub(crate) struct Running {
     pub(crate) answered: Answered,
-    pub(crate) lun: [u8; 8],
     pub(crate) unit: Arc<LogicalUnit>,
     pub(crate) nexus: Nexus,
     pub(crate) work: Work,
     pub(crate) called_off: Arc<AtomicBool>,
     /// Aborted: nobody hears the answer.
     pub(crate) aborted: bool,
+}
+
+impl Running {
+    /// Whether it may still touch the disk, as far as anybody cares.
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.aborted || self.work.finish_changes_disk()
+    }
 }
 
 /// A slow command, for a worker.

@@ -129,6 +129,12 @@ impl Nexus {
             .store(!queue.is_empty(), Ordering::Release);
     }
 
+    /// How many attentions wait, and the oldest of them.
+    pub fn waiting(&self) -> (usize, Option<Sense>) {
+        let queue = self.state.lock();
+        (queue.len(), queue.front().copied())
+    }
+
     /// Takes the oldest attention, if one waits.
     pub(crate) fn take(&self) -> Option<Sense> {
         if !self.state.is_waiting.load(Ordering::Acquire) {

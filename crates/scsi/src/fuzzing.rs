@@ -2,21 +2,26 @@
 //! send, in memory. Compiled for them, and for the tests, which replay the
 //! corpus. A door panics when what must always hold does not.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::{Access, Disk, DiskError, Durability, Geometry, Ram};
 
 use crate::{
-    Command, DataOut, Device, Identity, LogicalUnit, Lun, Medium, NexusName, Provisioning, Refusal,
-    SenseFormat, Shape, answer_for_absent, report_luns,
+    Command, DataOut, Device, Identity, LogicalUnit, Lun, Medium, Nexus, NexusName, Provisioning,
+    Refusal, ReservationKeeper, SenseFormat, Shape, answer_for_absent, report_luns,
 };
 
 /// A door: bytes in, nothing out.
 pub type Door = fn(&[u8]);
 
 /// All doors, by the names of their targets and corpora.
-pub const DOORS: [(&str, Door); 3] = [("cdb", cdb), ("commands", commands), ("lun", lun)];
+pub const DOORS: [(&str, Door); 4] = [
+    ("cdb", cdb),
+    ("commands", commands),
+    ("lun", lun),
+    ("reservations", reservations),
+];
 
 /// Small: what goes over a whole disk is to be quick.
 const DISK_BYTES: usize = 64 << 10;
@@ -171,6 +176,102 @@ pub fn commands(bytes: &[u8]) {
             Err(refusal) => refused(&refusal),
         }
     }
+}
+
+/// Keeps the last of what it is given.
+#[derive(Default)]
+struct Shelf(Mutex<Option<Vec<u8>>>);
+
+impl ReservationKeeper for Shelf {
+    fn save(&self, saved: &[u8]) -> Result<(), String> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved.to_vec());
+        Ok(())
+    }
+}
+
+/// PERSISTENT RESERVE OUT of three initiators to a unit that keeps what they
+/// ask for. Each is a byte (initiator, service action), one of scope and
+/// type, one of length, and the parameter list.
+pub fn reservations(bytes: &[u8]) {
+    let shelf = Arc::new(Shelf::default());
+    let unit = |saved: Option<&[u8]>| {
+        let identity = Identity::new([1; 16], "FUZZED");
+        let unit = LogicalUnit::new(Arc::new(Ram::new(DISK_BYTES)), identity);
+        let kept = unit.keep_reservations(shelf.clone(), saved);
+        assert_eq!(kept, Ok(()), "what was saved can be read");
+        unit
+    };
+    let first = unit(None);
+    let nexuses = [0u8, 1, 2].map(|at| {
+        first.connect(&NexusName {
+            initiator: format!("iqn.2026-01.lab:{at}"),
+            isid: [at; 6],
+        })
+    });
+    let mut rest = bytes;
+    while let Some(([control, kind, length], left)) = rest.split_first_chunk::<3>() {
+        let (list, left) = left.split_at(usize::from(*length).min(left.len()));
+        rest = left;
+        let length = u8::try_from(list.len()).unwrap_or(u8::MAX);
+        let cdb = [0x5f, control & 0x07, *kind, 0, 0, 0, 0, 0, length, 0];
+        let nexus = &nexuses[usize::from(control >> 3) % 3];
+        if let Err(refusal) = ask(&first, nexus, &cdb, list) {
+            refused(&refusal);
+        }
+        let [keys, reservation, capabilities, status] = told(&first, &nexuses[0]);
+        let holders = holders(&status);
+        let is_reserved = reservation.len() > 8;
+        assert_eq!(holders > 0, is_reserved, "who reserves is registered");
+        let saved = shelf.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let saved = saved.clone();
+        let second = unit(saved.as_deref());
+        let other = second.connect(nexuses[0].name());
+        let [other_keys, other_reservation, _, other_status] = told(&second, &other);
+        let is_kept = capabilities[3] & 1 != 0; // PTPL_A
+        if is_kept {
+            // All but the generation is as it was.
+            assert_eq!(other_keys[4..], keys[4..]);
+            assert_eq!(other_reservation[4..], reservation[4..]);
+            assert_eq!(other_status[4..], status[4..]);
+        } else {
+            assert_eq!(other_keys, [0; 8], "nothing was to be kept");
+        }
+    }
+}
+
+/// All that PERSISTENT RESERVE IN tells.
+fn told(unit: &LogicalUnit, nexus: &Nexus) -> [Vec<u8>; 4] {
+    [0u8, 1, 2, 3].map(|action| {
+        let cdb = [0x5e, action, 0, 0, 0, 0, 0, 0xff, 0xff, 0];
+        match ask(unit, nexus, &cdb, &[]) {
+            Ok(data) => data,
+            Err(refusal) => panic!("who asks is told: {refusal:?}"),
+        }
+    })
+}
+
+/// How many registered nexuses hold the reservation, of READ FULL STATUS.
+fn holders(status: &[u8]) -> usize {
+    let mut count = 0;
+    let mut rest = &status[8..];
+    while let Some((head, _)) = rest.split_first_chunk::<24>() {
+        count += usize::from(head[12] & 1); // R_HOLDER
+        let id = u32::from_be_bytes([head[20], head[21], head[22], head[23]]);
+        rest = &rest[24 + usize::try_from(id).unwrap_or(usize::MAX)..];
+    }
+    count
+}
+
+/// Runs a command, past all attentions.
+fn ask(unit: &LogicalUnit, nexus: &Nexus, cdb: &[u8], list: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let is_attention = |refusal: &Refusal| refusal.sense().is_some_and(|sense| sense.key == 6);
+    let work = loop {
+        match unit.admit(nexus, cdb) {
+            Err(refusal) if is_attention(&refusal) => {}
+            admitted => break admitted?,
+        }
+    };
+    unit.finish(nexus, &work, list, &AtomicBool::new(false))
 }
 
 /// A refusal can be told.

@@ -104,6 +104,8 @@ impl Sense {
     pub const RESERVATIONS_RELEASED: Sense = Sense::new(0x6, 0x2a, 0x04);
     /// 6/2A/05.
     pub const REGISTRATIONS_PREEMPTED: Sense = Sense::new(0x6, 0x2a, 0x05);
+    /// 6/29/07.
+    pub const I_T_NEXUS_LOSS_OCCURRED: Sense = Sense::new(0x6, 0x29, 0x07);
     /// 6/2A/09.
     pub const CAPACITY_DATA_HAS_CHANGED: Sense = Sense::new(0x6, 0x2a, 0x09);
     /// 6/2F/00.
@@ -132,6 +134,8 @@ impl Sense {
     pub const UNEXPECTED_UNSOLICITED_DATA: Sense = Sense::new(0xb, 0x0c, 0x0c);
     /// B/0C/0D: not as much data came as was announced.
     pub const INCORRECT_AMOUNT_OF_DATA: Sense = Sense::new(0xb, 0x0c, 0x0d);
+    /// B/49/00.
+    pub const INVALID_MESSAGE_ERROR: Sense = Sense::new(0xb, 0x49, 0x00);
     /// B/47/05: data was damaged on its way.
     pub const PROTOCOL_SERVICE_CRC_ERROR: Sense = Sense::new(0xb, 0x47, 0x05);
     /// E/1D/00.

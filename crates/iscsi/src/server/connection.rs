@@ -21,23 +21,24 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{SockRef, TcpKeepalive};
 
+use super::pulse::{Beat, Pulse};
 use super::registry::{Entered, HangUp};
 use super::workers::Mailbox;
-use super::{Shared, count};
+use super::{LOGOUT_WAIT, Shared, count};
 use crate::digest::Digests;
 use crate::inbox::Inbox;
 use crate::login::{Entrance, LoginStatus};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::session::{Next, Session, Start};
-use crate::target::Units;
+use crate::target::{Bell, Units};
 use crate::{Attachment, Limits, Target};
 
 /// How long a connection may be quiet before large buffers are given back,
 /// and before it waits where a bell can wake it as well.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(2);
 /// Keepalive probes before a silent peer counts as gone.
 const KEEPALIVE_PROBES: u32 = 3;
 /// How long bytes are taken for cold after one send found some of them so:
@@ -63,11 +64,14 @@ pub(super) fn start(
     let mailbox = Arc::new(Mailbox::new().map_err(failed)?);
     let ours = Arc::new(stream.try_clone().map_err(failed)?);
     let theirs = ours.clone();
+    let bell = mailbox.clone();
     let hang_up = move |how| {
-        let _ = theirs.shutdown(match how {
+        let how = match how {
             HangUp::Now => Shutdown::Both,
             HangUp::WhenIdle => Shutdown::Read,
-        });
+            HangUp::Asked => return bell.ring(),
+        };
+        let _ = theirs.shutdown(how);
     };
     if !entered.establish(Box::new(hang_up)) {
         return Err(LoginStatus::SERVICE_UNAVAILABLE);
@@ -85,6 +89,7 @@ pub(super) fn start(
     };
     let parameters = entrance.parameters.clone();
     let exp_cmd_sn = entrance.exp_cmd_sn;
+    let cid = entrance.cid();
     let thread_count = shared.sessions.thread();
     let run = move || {
         // Dropped in the reverse order: the target is let go of, then the
@@ -100,6 +105,7 @@ pub(super) fn start(
             targets: &*connection.shared.targets,
             portals: &connection.shared.portals,
             stats: &entered.stats,
+            cid,
             window,
             stat_sn,
             exp_cmd_sn,
@@ -153,7 +159,9 @@ impl Connection {
             let bell: Weak<Mailbox> = Arc::downgrade(&self.mailbox);
             target.attend(bell);
         }
+        let limits = &self.shared.limits;
         let mut inbox = Inbox::new(self.digests);
+        let mut pulse = Pulse::new(limits.ping_interval, limits.ping_timeout);
         let mut outbox = Outbox::new(Socket::new(self.stream.as_raw_fd()));
         outbox.bytes(&self.answer);
         outbox.protect(self.digests);
@@ -163,7 +171,8 @@ impl Connection {
             session.move_on(&units, &newer, &mut outbox);
             units = newer;
             let mut out = outbox;
-            let served = self.serve(&units, &mut inbox, &mut session, &mut out);
+            let input = (&mut inbox, &mut pulse);
+            let served = self.serve(&units, input, &mut session, &mut out);
             outbox = out.let_go();
             if let ControlFlow::Break(reason) = served {
                 break reason;
@@ -191,24 +200,28 @@ impl Connection {
     fn serve<'u>(
         &self,
         units: &'u Units,
-        inbox: &mut Inbox,
+        (inbox, pulse): (&mut Inbox, &mut Pulse),
         session: &mut Session<'_>,
         out: &mut Outbox<'u>,
     ) -> ControlFlow<&'static str> {
         loop {
             let next = self.handle(units, inbox, session, out);
+            if self.shared.asks_for_logout.load(Ordering::Acquire) {
+                let seconds = u16::try_from(LOGOUT_WAIT.as_secs()).unwrap_or(u16::MAX);
+                session.request_logout(seconds, out);
+            }
             self.send_jobs(session);
             session.publish();
             if let Err(gone) = out.flush() {
                 return ControlFlow::Break(self.lose(units, gone));
             }
             if next != Next::Continue {
-                return ControlFlow::Break(self.end(next, session, out));
+                return ControlFlow::Break(self.end(units, next, session, out));
             }
             if self.shared.is_draining() && !session.is_busy() {
                 return ControlFlow::Break("the server is going");
             }
-            if let Err(reason) = self.wait(inbox, session, out) {
+            if let Err(reason) = self.wait(units, (inbox, pulse), session, out) {
                 return ControlFlow::Break(reason);
             }
             let target = self.target.as_ref();
@@ -219,7 +232,13 @@ impl Connection {
     }
 
     /// Ends the connection as the session says; tells why.
-    fn end(&self, next: Next, session: &mut Session<'_>, out: &mut Outbox<'_>) -> &'static str {
+    fn end<'u>(
+        &self,
+        units: &'u Units,
+        next: Next,
+        session: &mut Session<'_>,
+        out: &mut Outbox<'u>,
+    ) -> &'static str {
         match next {
             Next::Continue | Next::Close => {
                 self.linger();
@@ -228,7 +247,7 @@ impl Connection {
             Next::CloseTarget => {
                 // The response may have to wait for workers to let go.
                 self.mailbox.wait_until_harmless();
-                self.settle(session, out);
+                self.settle(units, session, out);
                 if let Some(target) = &self.login.target {
                     self.shared.sessions.hang_up_target(target);
                 }
@@ -268,39 +287,57 @@ impl Connection {
         }
     }
 
-    /// Waits for input, for workers where some are at work, and for the bell
-    /// once it is quiet.
-    fn wait(
+    /// Waits for input; for workers where some are at work; once it is quiet,
+    /// for the bell and the time of the next ping.
+    fn wait<'u>(
         &self,
-        inbox: &mut Inbox,
+        units: &'u Units,
+        (inbox, pulse): (&mut Inbox, &mut Pulse),
         session: &mut Session<'_>,
-        out: &mut Outbox<'_>,
+        out: &mut Outbox<'u>,
     ) -> Result<(), &'static str> {
-        let mut is_quiet = false;
         loop {
-            if is_quiet || session.running() > 0 {
+            if pulse.is_quiet() || session.running() > 0 {
+                let patience = match pulse.beat(Instant::now(), session.has_answered_ping()) {
+                    Beat::Wait(None) if pulse.is_quiet() => None,
+                    Beat::Wait(time) => Some(time.unwrap_or(QUIET)),
+                    Beat::Dead => return Err("it answers no ping any more"),
+                    Beat::Ping => {
+                        session.ping(out);
+                        return Ok(());
+                    }
+                };
                 let mut fds = [
                     PollFd::new(&*self.stream, PollFlags::IN),
                     PollFd::from_borrowed_fd(self.mailbox.bell(), PollFlags::IN),
                 ];
-                if poll(&mut fds, None).is_err() {
-                    continue; // interrupted
+                let patience = patience.and_then(|time| Timespec::try_from(time).ok());
+                match poll(&mut fds, patience.as_ref()) {
+                    Ok(0) => {
+                        pulse.is_quiet_since(Instant::now());
+                        continue;
+                    }
+                    Ok(_) => {}
+                    Err(_) => continue, // interrupted
                 }
                 let is_readable = !fds[0].revents().is_empty();
                 for done in self.mailbox.collect() {
-                    session.finish(done, out);
+                    session.finish(units, done, out);
                 }
                 if !is_readable {
                     return Ok(());
                 }
             }
             match inbox.receive(&*self.stream) {
-                Ok(0) => return Err(self.hear_out(session, out)),
-                Ok(_) => return Ok(()),
+                Ok(0) => return Err(self.hear_out(units, session, out)),
+                Ok(_) => {
+                    pulse.heard();
+                    return Ok(());
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::Interrupted => {}
                     io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                        is_quiet = true;
+                        pulse.is_quiet_since(Instant::now());
                         inbox.shrink();
                         out.shrink();
                     }
@@ -312,19 +349,27 @@ impl Connection {
 
     /// The peer sends no more (or we are draining): what it has sent is still
     /// answered when the server is going, and called off when the peer is.
-    fn hear_out(&self, session: &mut Session<'_>, out: &mut Outbox<'_>) -> &'static str {
+    fn hear_out<'u>(
+        &self,
+        units: &'u Units,
+        session: &mut Session<'_>,
+        out: &mut Outbox<'u>,
+    ) -> &'static str {
         if !self.shared.is_draining() {
             return "the connection was closed";
         }
-        self.mailbox.wait_until_idle();
-        self.settle(session, out);
+        while session.running() > 0 {
+            self.mailbox.wait_until_idle();
+            self.settle(units, session, out);
+            self.send_jobs(session); // of commands that have waited for these
+        }
         "the server is going"
     }
 
     /// Sends what the workers have brought.
-    fn settle(&self, session: &mut Session<'_>, out: &mut Outbox<'_>) {
+    fn settle<'u>(&self, units: &'u Units, session: &mut Session<'_>, out: &mut Outbox<'u>) {
         for done in self.mailbox.collect() {
-            session.finish(done, out);
+            session.finish(units, done, out);
         }
         let _ = out.flush();
     }

@@ -276,6 +276,32 @@ impl Sessions {
         }
     }
 
+    /// Lets nobody in any more, asks every initiator that bears it (one that
+    /// knows pings) to log out, and waits for those.
+    pub(crate) fn ask_for_logouts(&self, time: Duration) {
+        let deadline = Instant::now() + time;
+        let mut table = self.shared.lock();
+        table.closed = true;
+        let mut asked = Vec::new();
+        for (id, entry) in &table.entries {
+            if let Stage::Established { hang_up } = &entry.stage
+                && entry.target.is_some()
+                && entry.stats.answers_pings.load(Ordering::Relaxed)
+                && !time.is_zero()
+            {
+                hang_up(HangUp::Asked);
+                asked.push(*id);
+            }
+        }
+        while asked.iter().any(|id| table.entries.contains_key(id)) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            table = self.shared.wait_for(table, left);
+        }
+    }
+
     /// Lets nobody in any more, and hangs up on everybody.
     pub(crate) fn hang_up_all(&self, how: HangUp) {
         let mut table = self.shared.lock();
@@ -329,6 +355,8 @@ pub(crate) enum HangUp {
     Now,
     /// Once the commands that have come are answered.
     WhenIdle,
+    /// When the initiator logs out, which it is asked to do.
+    Asked,
 }
 
 /// Why a login got no place.

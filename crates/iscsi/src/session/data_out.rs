@@ -5,7 +5,7 @@ use scsi::Sense;
 
 use super::{Next, Session};
 use crate::outbox::Outbox;
-use crate::task::{Burst, Task};
+use crate::task::{Burst, Failure, Task};
 use crate::wire::{DataOut, NO_TAG, R2t, ScsiCommand};
 
 /// Data-out asked for and not yet come, over all tasks of a session.
@@ -48,11 +48,7 @@ impl Session<'_> {
                 return;
             }
             self.unasked.pop_front();
-            let ttt = self.next_ttt;
-            self.next_ttt = match ttt.wrapping_add(1) {
-                NO_TAG => 0,
-                next => next,
-            };
+            let ttt = next_ttt(&mut self.next_ttt);
             task.burst = Some(Burst {
                 ttt,
                 end: task.received + bytes,
@@ -77,12 +73,27 @@ impl Session<'_> {
         }
     }
 
-    /// Takes one Data-Out PDU.
-    pub(super) fn data_out(&mut self, pdu: &DataOut, data: &[u8], out: &mut Outbox<'_>) -> Next {
+    /// A Target Transfer Tag that is not in use.
+    pub(super) fn next_ttt(&mut self) -> u32 {
+        next_ttt(&mut self.next_ttt)
+    }
+
+    /// Takes one Data-Out PDU; its data may have come to damage.
+    pub(super) fn data_out(
+        &mut self,
+        pdu: &DataOut,
+        data: &[u8],
+        damage: Option<Failure>,
+        out: &mut Outbox<'_>,
+    ) -> Next {
         // Data of a task that was answered or aborted is dropped.
         let Some(mut task) = self.tasks.remove(&pdu.itt) else {
+            if self.sequence.holds_any() {
+                self.data_for_held(pdu, data, damage, out);
+            }
             return Next::Continue;
         };
+        task.failed = task.failed.or(damage);
         let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
         self.bytes_written += u64::from(bytes);
         let end = pdu.buffer_offset.checked_add(bytes);
@@ -147,4 +158,14 @@ impl Session<'_> {
             self.solicited_bytes = self.solicited_bytes.saturating_sub(burst.bytes);
         }
     }
+}
+
+/// Takes a tag from a counter.
+fn next_ttt(next: &mut u32) -> u32 {
+    let ttt = *next;
+    *next = match ttt.wrapping_add(1) {
+        NO_TAG => 0,
+        next => next,
+    };
+    ttt
 }

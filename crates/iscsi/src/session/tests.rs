@@ -18,7 +18,10 @@ use crate::outbox::{Gone, Part, Sink};
 use crate::wire::{BHS_BYTES, DataOut, LoginRequest, TaskManagement, TextRequest, padding};
 use crate::{Attachment, Authentication, ChapSecrets, LoginRefusal};
 
+mod attributes;
 mod digests;
+mod functions;
+mod pings;
 mod reservations;
 
 const CHECK_CONDITION: u8 = 0x02;
@@ -228,6 +231,7 @@ impl Lab {
                 targets: &NoTargets,
                 portals: &[],
                 stats: Box::leak(Box::default()),
+                cid: 1,
                 window: 8,
                 stat_sn: 100,
                 exp_cmd_sn: FIRST_CMD_SN,
@@ -334,7 +338,7 @@ impl Lab {
         let jobs = self.session.jobs();
         let count = jobs.len();
         for job in jobs {
-            self.session.finish(job.run(), &mut self.out);
+            self.session.finish(self.units, job.run(), &mut self.out);
         }
         count
     }

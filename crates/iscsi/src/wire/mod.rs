@@ -9,8 +9,8 @@ pub(crate) use request::{
     DataOut, LoginRequest, LogoutRequest, NopOut, Request, ScsiCommand, TaskManagement, TextRequest,
 };
 pub(crate) use response::{
-    DataIn, LoginResponse, LogoutResponse, NopIn, Numbers, R2t, Reject, Residual, ScsiResponse,
-    TaskManagementResponse, TextResponse,
+    AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, Numbers, R2t, Reject, Residual,
+    ScsiResponse, TaskManagementResponse, TextResponse,
 };
 
 /// Length of the basic header segment.

@@ -55,6 +55,8 @@ pub(crate) struct ScsiResponse {
 
 pub(crate) struct TaskManagementResponse {
     pub(crate) response: u8,
+    /// Additional response information (RFC 7144).
+    pub(crate) additional: [u8; 3],
     pub(crate) itt: u32,
     pub(crate) numbers: Numbers,
 }
@@ -106,6 +108,14 @@ pub(crate) struct R2t {
     pub(crate) r2t_sn: u32,
     pub(crate) buffer_offset: u32,
     pub(crate) desired_bytes: u32,
+}
+
+/// An Asynchronous Message without data.
+pub(crate) struct AsyncMessage {
+    pub(crate) event: u8,
+    /// Parameter1 to Parameter3.
+    pub(crate) parameters: [u16; 3],
+    pub(crate) numbers: Numbers,
 }
 
 pub(crate) struct Reject {
@@ -164,6 +174,7 @@ impl TaskManagementResponse {
     pub(crate) fn emit(&self) -> Bhs {
         let mut bhs = head(0x22, FINAL, self.itt, self.numbers, 0);
         bhs[2] = self.response;
+        put(&mut bhs, 8, &self.additional);
         bhs
     }
 }
@@ -225,6 +236,17 @@ impl R2t {
         put_u32(&mut bhs, 36, self.r2t_sn);
         put_u32(&mut bhs, 40, self.buffer_offset);
         put_u32(&mut bhs, 44, self.desired_bytes);
+        bhs
+    }
+}
+
+impl AsyncMessage {
+    pub(crate) fn emit(&self) -> Bhs {
+        let mut bhs = head(0x32, FINAL, NO_TAG, self.numbers, 0);
+        bhs[36] = self.event;
+        for (at, parameter) in (38..).step_by(2).zip(self.parameters) {
+            put(&mut bhs, at, &parameter.to_be_bytes());
+        }
         bhs
     }
 }

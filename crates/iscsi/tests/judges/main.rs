@@ -23,6 +23,7 @@ use iscsi::{
 };
 
 mod logins;
+mod silence;
 mod trouble;
 mod units;
 
