@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 
 use scsi::{LogicalUnit, Lun, Sense};
 
-use super::{Next, Session, connect, reason};
+use super::command::connect;
+use super::{Next, Session, reason};
 use crate::outbox::Outbox;
 use crate::target::Units;
 use crate::wire::{Bhs, TaskManagement, TaskManagementResponse, is_before};

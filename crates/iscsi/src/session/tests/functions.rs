@@ -158,3 +158,138 @@ fn a_connection_is_logged_out_by_its_own_number_only() {
     let (next, heard) = lab.log_out_because(1, 1);
     assert_eq!((next, heard.bytes[0]), (Next::Close, 0));
 }
+
+#[test]
+fn an_aborted_write_gets_no_response_and_its_data_is_dropped() {
+    let mut lab = Lab::new();
+    let r2t = lab.command(&write10(50, 16), 8192, 0xa0, &[]).remove(0);
+    assert_eq!(lab.manage(1, r2t.itt), Next::Continue);
+    let heard = lab.heard();
+    assert_eq!(
+        (heard[0].opcode, heard[0].bytes[0], heard.len()),
+        (0x22, 0, 1)
+    );
+    lab.data_out(&r2t, 0, 0, &[1; 8192], true);
+    assert!(lab.heard().is_empty());
+    assert_eq!(lab.disk(50, 1), block(50));
+    // Nothing is there any more.
+    lab.manage(1, r2t.itt);
+    assert_eq!(lab.heard()[0].bytes[0], 1);
+}
+
+#[test]
+fn a_reset_by_another_session_ends_tasks_silently_and_tells_everybody() {
+    let mut lab = Lab::new();
+    let r2t = lab.command(&write10(50, 8), 4096, 0xa0, &[]).remove(0);
+    lab.target.unit(0).unwrap().reset();
+    lab.data_out(&r2t, 0, 0, &[1; 4096], true);
+    assert!(lab.heard().is_empty());
+    assert_eq!(lab.disk(50, 1), block(50), "nothing of it reaches the disk");
+    assert_eq!(lab.command(&[0; 6], 0, 0x80, &[])[0].sense(), (6, 0x29, 3));
+}
+
+#[test]
+fn functions_nobody_knows_are_said_to_be_unsupported() {
+    let mut lab = Lab::new();
+    for (function, response) in [(8, 4), (3, 5), (9, 5), (12, 5)] {
+        lab.manage(function, 0);
+        assert_eq!(lab.heard()[0].bytes[0], response);
+    }
+}
+
+#[test]
+fn an_aborted_flush_is_abandoned_and_an_aborted_unmap_is_waited_for() {
+    let mut lab = Lab::new();
+    lab.command(&FLUSH, 0, 0x80, &[]);
+    let itt = lab.cmd_sn.wrapping_sub(1).wrapping_add(1000);
+    lab.manage(1, itt);
+    assert_eq!(lab.heard()[0].bytes[0], 0);
+    lab.help();
+    assert!(lab.heard().is_empty());
+
+    let list = [0; 24];
+    let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    lab.command(&unmap, 24, 0xa0, &list);
+    let itt = lab.cmd_sn.wrapping_sub(1).wrapping_add(1000);
+    lab.manage(1, itt);
+    assert!(lab.heard().is_empty(), "it may still change the disk");
+    lab.help();
+    let heard = lab.heard();
+    assert_eq!(
+        (heard.len(), heard[0].opcode, heard[0].bytes[0]),
+        (1, 0x22, 0)
+    );
+}
+
+#[test]
+fn a_later_function_also_waits_for_what_an_earlier_one_has_aborted() {
+    let mut lab = Lab::new();
+    let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    lab.command(&unmap, 24, 0xa0, &[0; 24]);
+    let itt = lab.cmd_sn.wrapping_sub(1).wrapping_add(1000);
+    for function in [1, 1, 5] {
+        lab.manage(function, itt);
+        assert!(lab.heard().is_empty(), "it may still change the disk");
+    }
+    lab.help();
+    // Aborted; aborted before; nothing left of it.
+    let responses: Vec<_> = lab.heard().iter().map(|h| h.bytes[0]).collect();
+    assert_eq!(responses, [0, 1, 0]);
+}
+
+#[test]
+fn functions_that_wait_are_few() {
+    let mut lab = Lab::new();
+    let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+    lab.command(&unmap, 24, 0xa0, &[0; 24]);
+    (0..100).for_each(|_| {
+        lab.manage(5, 0);
+    });
+    let heard = lab.heard();
+    assert!(heard.iter().all(|h| h.bytes[0] == 255), "rejected");
+    assert_eq!(heard.len() + lab.session.resolving.len(), 100);
+    assert_eq!(lab.session.resolving.len(), 16);
+}
+
+#[test]
+fn logout_is_answered_and_closes() {
+    let mut lab = Lab::new();
+    let request = Request::Logout(LogoutRequest {
+        immediate: true,
+        reason: 0,
+        itt: 9,
+        cid: 0,
+        cmd_sn: lab.cmd_sn,
+        exp_stat_sn: 0,
+    });
+    assert_eq!(lab.send(&request, &[]), Next::Close);
+    assert_eq!((lab.heard()[0].opcode), 0x26);
+}
+
+#[test]
+fn what_a_nexus_held_is_free_when_its_logout_is_answered() {
+    let mut lab = Lab::new();
+    let unit = lab.target.unit(0).unwrap();
+    let other = unit.connect(&NexusName {
+        initiator: "iqn.a:other".into(),
+        isid: [1; 6],
+    });
+    assert!(lab.command(&[0x16, 0, 0, 0, 0, 0], 0, 0x80, &[])[0].is_good());
+    let mut statuses = vec![];
+    for _ in 0..2 {
+        let refusal = unit.admit(&other, &[0; 6]).err();
+        statuses.push(refusal.map(|refusal| refusal.status()));
+    }
+    let request = Request::Logout(LogoutRequest {
+        immediate: true,
+        reason: 0,
+        itt: 9,
+        cid: 0,
+        cmd_sn: lab.cmd_sn,
+        exp_stat_sn: 0,
+    });
+    assert_eq!(lab.send(&request, &[]), Next::Close);
+    let refusal = unit.admit(&other, &[0; 6]).err();
+    statuses.push(refusal.map(|refusal| refusal.status()));
+    assert_eq!(statuses, [Some(0x02), Some(0x18), None]);
+}

@@ -54,3 +54,26 @@ fn who_knows_pings_is_asked_once_to_log_out_and_who_does_not_is_not() {
     assert_eq!(bytes[16..20], [0xff; 4]);
     assert_eq!(bytes[36..44], [1, 0, 0, 0, 0, 0, 0, 3]);
 }
+
+#[test]
+fn a_ping_comes_back_with_its_own_data() {
+    let mut lab = Lab::new();
+    let mut ping = NopOut {
+        immediate: true,
+        lun: LUN,
+        itt: 5,
+        ttt: NO_TAG,
+        cmd_sn: lab.cmd_sn,
+        exp_stat_sn: 0,
+    };
+    lab.send(&Request::NopOut(ping.clone()), b"hello");
+    let heard = lab.heard();
+    assert_eq!(
+        (heard[0].opcode, heard[0].itt, heard[0].ttt),
+        (0x20, 5, NO_TAG)
+    );
+    assert_eq!(heard[0].data, b"hello");
+    ping.itt = NO_TAG;
+    lab.send(&Request::NopOut(ping), b"");
+    assert!(lab.heard().is_empty());
+}
