@@ -41,7 +41,9 @@ pub(crate) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, BadText> {
             "CHAP_C" | "CHAP_R" => MAX_BINARY_VALUE_BYTES,
             _ => MAX_VALUE_BYTES,
         };
-        if key.is_empty() || key.len() > MAX_KEY_BYTES || value.len() > longest {
+        // What is echoed, and may end in a log, is printable.
+        let is_name = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_name || key.len() > MAX_KEY_BYTES || value.len() > longest {
             return Err(BadText);
         }
         pairs.push((key, value));
@@ -342,6 +344,8 @@ mod tests {
         assert_eq!(parse(b"A\0"), Err(BadText));
         assert_eq!(parse(b"=1\0"), Err(BadText));
         assert_eq!(parse(b"A=\xff\0"), Err(BadText));
+        assert_eq!(parse(b"A\n=1\0"), Err(BadText));
+        assert_eq!(parse("Ä=1\0".as_bytes()), Err(BadText));
     }
 
     #[test]

@@ -59,6 +59,21 @@ fn a_target_asks_for_its_own_secret_and_no_other() {
 }
 
 #[test]
+fn a_target_proves_itself_to_initiators_that_ask() {
+    let targets = PlainTargets::default();
+    let mine = Chap::new("me", "a secret of mine").unwrap();
+    let ours = Chap::new("us", "a secret of ours").unwrap();
+    targets.add(target(CLOSED), Some(Proof::new(mine, Some(ours)).unwrap()));
+    targets.add(target(OPEN), Some(proof()));
+    let ours = |target: &str| {
+        let secrets = targets.chap_secret(&login(target, None), "me");
+        secrets.unwrap().target.map(|(name, _)| name)
+    };
+    assert_eq!(ours(CLOSED).as_deref(), Some("us"));
+    assert_eq!(ours(OPEN), None);
+}
+
+#[test]
 fn discovery_shows_what_may_be_opened() {
     let targets = targets();
     assert_eq!(targets.discover(&discovery(None)), [OPEN]);
