@@ -30,6 +30,7 @@ mtools: files into that partition
 fdisk: partition tables
 cpio: the tiny guest's initramfs
 zstd: the same, compressed
+xorriso: a disc for the DVD drive
 dnsmasq-base: somebody else's DHCP server, to stand beside (the program only, no service)
 libiscsi-bin: a second opinion on our iSCSI target
 qemu-utils: another (qemu-img and qemu-io)

@@ -1,4 +1,5 @@
-//! The tiny guest (`lab/images/tiny-init`), spoken to over its console.
+//! The tiny guest (`lab/images/tiny-init`), spoken to over its console; the
+//! initiator guest (`lab/images/initiator-init`) answers in the same way.
 
 use anyhow::{Result, bail};
 

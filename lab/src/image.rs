@@ -9,19 +9,21 @@ use anyhow::{Context as _, Result, bail};
 use crate::state::run;
 
 /// Programs and files of the packages `lab/setup.sh` installs.
-const PROGRAMS: [&str; 12] = [
+const PROGRAMS: [&str; 14] = [
     "ip",
     "setpriv",
     "qemu-system-x86_64",
     "dnsmasq",
     "debootstrap",
     "mke2fs",
+    "e2fsck",
     "mkfs.fat",
     "mcopy",
     "sfdisk",
     "cpio",
     "zstd",
     "curl",
+    "xorriso",
 ];
 const FILES: [&str; 4] = [
     "/usr/share/OVMF/OVMF_CODE_4M.fd",
@@ -78,6 +80,15 @@ pub fn missing() -> Option<String> {
 /// When it cannot be built; the script has said why on standard error.
 pub fn tiny() -> Result<PathBuf> {
     build("tiny-guest.sh")
+}
+
+/// The initiator guest's directory of kernel and initramfs, built now if there
+/// is none of this version.
+///
+/// # Errors
+/// When it cannot be built; the script has said why on standard error.
+pub fn initiator() -> Result<PathBuf> {
+    build("initiator-guest.sh")
 }
 
 /// The Debian image, built now (some minutes) if there is none of this version.

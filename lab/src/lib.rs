@@ -13,6 +13,7 @@
 
 mod console;
 mod deadline;
+mod files;
 mod guest;
 mod host;
 mod image;
@@ -24,11 +25,12 @@ mod state;
 
 pub use console::{Console, plain};
 pub use deadline::Deadline;
+pub use files::FileServer;
 pub use guest::Guest;
 pub use host::{Host, Lan};
-pub use image::{debian, missing, repository, sha256, tiny};
+pub use image::{debian, initiator, missing, repository, sha256, tiny};
 pub use neighbour::Neighbour;
-pub use pc::{Firmware, Nic, Pc, Power};
+pub use pc::{Firmware, Kernel, Nic, Pc, Power};
 pub use server::{Dhcp, Server, Settings};
 pub use signal::{catch_signals, interrupted};
 pub use state::{Ends, Lab, Process, clean};

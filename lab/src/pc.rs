@@ -14,6 +14,10 @@ use crate::{Console, Deadline, Lan};
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
+/// As the tiny guest's GRUB has them.
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0,115200 quiet loglevel=1 mitigations=off nokaslr audit=0 panic=10";
+
 /// Between two keys typed to iPXE.
 const KEY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,6 +56,17 @@ pub struct Pc {
     pub uuid: String,
     /// Memory.
     pub memory_mebibytes: u32,
+    /// A kernel that QEMU loads itself, before any network card is asked.
+    pub kernel: Option<Kernel>,
+}
+
+/// A kernel and its initramfs.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Directory with `vmlinuz` and `initrd`.
+    pub directory: PathBuf,
+    /// The end of its command line.
+    pub arguments: String,
 }
 
 impl Pc {
@@ -63,6 +78,7 @@ impl Pc {
             mac: format!("52:54:00:d1:5c:{number:02x}"),
             uuid: format!("d15c0000-0000-4000-8000-0000000000{number:02x}"),
             memory_mebibytes: 512,
+            kernel: None,
         }
     }
 
@@ -111,14 +127,24 @@ impl Pc {
             Nic::Virtio => "virtio-net-pci",
             Nic::E1000 => "e1000",
         };
-        let rom = match self.firmware {
-            Firmware::Bios => "",
-            Firmware::Uefi | Firmware::UefiHttp => ",romfile=",
+        let rom = match (self.firmware, &self.kernel) {
+            (Firmware::Bios, None) => "",
+            _ => ",romfile=",
         };
         add(
             "-device",
             format!("{model},netdev=lan,mac={}{rom}", self.mac),
         );
+        if let Some(Kernel {
+            directory,
+            arguments,
+        }) = &self.kernel
+        {
+            let file = |name: &str| directory.join(name).to_string_lossy().into_owned();
+            add("-kernel", file("vmlinuz"));
+            add("-initrd", file("initrd"));
+            add("-append", format!("{KERNEL_ARGUMENTS} {arguments}"));
+        }
         if self.firmware == Firmware::UefiHttp {
             for support in ["IPv4PXESupport", "IPv6PXESupport"] {
                 add(
