@@ -7,5 +7,6 @@
 //! root and the packages of `lab/setup.sh`.
 
 mod full;
+mod initiator;
 mod proxy;
 mod stage;

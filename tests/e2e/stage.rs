@@ -73,6 +73,11 @@ pub(crate) fn with_server_and_neighbour(
     });
 }
 
+/// Runs a test on a LAN with a host on which nothing of ours runs yet.
+pub(crate) fn with_host(turn: Turn, test: impl FnOnce(&Lan<'_>, &Host<'_>) -> Result<()>) {
+    with_lan(turn, |lan| test(lan, &lan.add_host("server", SERVER)?));
+}
+
 /// The same with no server of ours yet, only the host it would run on.
 pub(crate) fn with_neighbour(turn: Turn, test: impl FnOnce(&Host<'_>, &Neighbour) -> Result<()>) {
     with_lan(turn, |lan| {
