@@ -17,7 +17,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all crash-proofs fuzz bench-iscsi instructions check-instructions format lint setup
+.PHONY: demo console clean-demo test test-all crash-proofs conformance fuzz bench-iscsi instructions check-instructions format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -52,6 +52,11 @@ test-all: lint crash-proofs test
 # Power lost at every moment of many workloads, and rounds of kill -9: minutes.
 crash-proofs: setup
 	@$(CARGO) test --release --locked --package disk --lib -- --ignored
+
+# libiscsi's conformance tests on every shape of unit, or some of them:
+# `make conformance ONLY="Sanitize Unmap.VPD"`.
+conformance: setup
+	@$(CARGO) test --quiet --locked --package diskless --test conformance -- $(ONLY)
 
 # Arbitrary bytes against every parser and whole sessions, so long in all:
 # `make fuzz SECONDS=600`, `make fuzz DOOR=session`, `make fuzz ASAN=1`.
