@@ -1,6 +1,7 @@
 //! SANITIZE, and a unit that is being sanitized.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use super::effects::OnFile;
 use super::*;
@@ -78,6 +79,9 @@ fn a_disk_in_memory_is_erased_and_not_overwritten() {
     assert_eq!(lab.command(&read10(3, 1), &[]), Ok(vec![0; 512]));
 }
 
+/// How long a write waits when the test has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A disk whose writes wait to be let through, and fail when they are not.
 struct Gated {
     ram: disk::Ram,
@@ -103,8 +107,10 @@ impl Disk for Gated {
     }
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         let _ = self.reached.send(());
-        match self.gate.lock().unwrap().recv() {
-            Ok(true) => self.ram.write(offset, data),
+        // Who comes while another waits has no business here.
+        let word = self.gate.try_lock().map(|gate| gate.recv_timeout(PATIENCE));
+        match word {
+            Ok(Ok(true)) => self.ram.write(offset, data),
             _ => Err(DiskError::Failed("test".into())),
         }
     }
