@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ const THREADS: usize = 3;
 const REGION: usize = 403;
 const SIZE: usize = THREADS * REGION * SECTOR;
 
+/// What a child has said before it may be killed, however busy the machine is.
+const ANSWERS_BEFORE_KILL: u64 = 12;
 /// Rounds of the short form.
 const ROUNDS: u64 = 8;
 
@@ -129,6 +132,7 @@ fn kill_in_a_loop(mode: OverlayMode, rounds: u64) {
             .spawn()
             .unwrap();
         let said = child.stdout.take().unwrap();
+        let (wrote, writing) = mpsc::channel();
         let reader = thread::spawn(move || {
             let mut answered = [0_u64; THREADS];
             for line in BufReader::new(said).lines() {
@@ -139,10 +143,15 @@ fn kill_in_a_loop(mode: OverlayMode, rounds: u64) {
                 };
                 let (thread, done) = said.split_once(' ').unwrap();
                 answered[thread.parse::<usize>().unwrap()] = done.parse().unwrap();
+                let _ = wrote.send(());
             }
             answered
         });
-        thread::sleep(Duration::from_millis(40 + seed * 37 % 120));
+        for _ in 0..ANSWERS_BEFORE_KILL {
+            let said = writing.recv_timeout(Duration::from_secs(60));
+            said.expect("the child writes");
+        }
+        thread::sleep(Duration::from_millis(seed * 37 % 120));
         child.kill().unwrap();
         child.wait().unwrap();
         let answered = reader.join().unwrap();
@@ -178,7 +187,10 @@ fn kill_in_a_loop(mode: OverlayMode, rounds: u64) {
             );
         }
     }
-    assert!(answered_at_all > 100, "the children hardly wrote");
+    assert!(
+        answered_at_all >= rounds * ANSWERS_BEFORE_KILL,
+        "the children hardly wrote"
+    );
     let _ = std::io::stdout().flush();
 }
 
