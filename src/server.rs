@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::{self, Api, Door};
@@ -37,6 +38,7 @@ const TENDING: Duration = Duration::from_secs(15);
 /// Runs until SIGTERM or SIGINT.
 pub(crate) async fn serve(config: Config, served: Served) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
+    allow_open_files();
     let running = Running::start(&config, &served).await?;
     running.announce(&config, &served);
     stop.asked().await;
@@ -225,6 +227,19 @@ impl Running {
         if let Err(error) = closed.await {
             tracing::error!(%error, "closing the disks");
         }
+    }
+}
+
+/// Lets this process open as many files as its user may: every disk is one,
+/// and the usual first limit is 1024.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on open files stays {:?}", limit.current);
     }
 }
 

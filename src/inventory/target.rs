@@ -2,6 +2,8 @@
 //! any machine.
 
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -183,20 +185,30 @@ impl Inventory {
     /// directory that a machine's disk consists of is written by anybody else,
     /// and no secret is read.
     pub(crate) fn check_unit_file(&self, file: &Path, kind: UnitKind) -> Result<()> {
-        let Ok(inside) = file.strip_prefix(&self.data) else {
-            return Ok(());
-        };
         let refused = |why: &str| {
             Err(Error::Conflict(format!(
                 "{} belongs to diskless itself: {why}",
                 file.display()
             )))
         };
+        const NEVER: &str =
+            "a golden image is never written; serve it read-only, or copy it somewhere else";
+        // Whatever it is called: a hard link is the same file.
+        let is_image = || {
+            let id = |path: &Path| fs::metadata(path).ok().map(|m| (m.dev(), m.ino()));
+            let file = id(file);
+            let images = self.images();
+            file.is_some() && images.iter().any(|image| id(&image.disk_path()) == file)
+        };
+        if kind.is_writable() && is_image() {
+            return refused(NEVER);
+        }
+        let Ok(inside) = file.strip_prefix(&self.data) else {
+            return Ok(());
+        };
         match inside.iter().next().and_then(|part| part.to_str()) {
             Some("files") => Ok(()),
-            Some("images") if kind.is_writable() => refused(
-                "a golden image is never written; serve it read-only, or copy it somewhere else",
-            ),
+            Some("images") if kind.is_writable() => refused(NEVER),
             Some("images") => Ok(()),
             _ => refused("keep the files of your targets outside its data directory"),
         }

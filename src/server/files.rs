@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use sha2::{Digest, Sha256};
 
-use super::Stop;
+use super::{Stop, allow_open_files};
 use crate::config::ServedFiles;
 use crate::inventory::Proof;
 use crate::services::iscsi::plain::{PlainTargets, UnitOptions, open_unit, product};
@@ -20,6 +20,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Serves until SIGTERM or SIGINT.
 pub(crate) async fn serve_files(served: &ServedFiles) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
+    allow_open_files();
     let options = UnitOptions {
         kind: served.kind,
         block_bytes: served.block_bytes,

@@ -311,3 +311,21 @@ fn every_portal_serves_the_same_disk() {
     assert!(!said.contains("failed"), "{said}");
     assert!(program.end(Signal::TERM).0.success());
 }
+
+#[test]
+fn more_files_are_served_than_the_usual_limit_on_open_files() {
+    let directory = scratch();
+    let files: Vec<PathBuf> = (0..300)
+        .map(|number| sparse(directory.path(), &format!("{number}.img"), 1))
+        .collect();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 200 && exec \"$@\"", "sh", DISKLESS])
+        .args(["target", "serve", "--read-only", "--listen", "127.0.0.1:0"])
+        .args(&files);
+    let mut program = Program::start(&mut command);
+    let urls = program.lines(300);
+    let (status, log) = program.end(Signal::TERM);
+    assert_eq!(urls.len(), 300, "{log}");
+    assert!(status.success(), "{log}");
+}

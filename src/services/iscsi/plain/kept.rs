@@ -352,8 +352,10 @@ impl KeptTargets {
             // is theirs.
             as_it_is: true,
         };
-        let checked = self.inventory.check_unit_file(&unit.file, unit.kind);
-        let opened = checked.and_then(|()| self.open(&unit.file, options));
+        // It may have become a link since.
+        let file = fs::canonicalize(&unit.file).unwrap_or(unit.file.clone());
+        let checked = self.inventory.check_unit_file(&file, unit.kind);
+        let opened = checked.and_then(|()| self.open(&file, options));
         let attached = opened.and_then(|opened| self.attach(target, unit, opened));
         if let (Err(error), Some(served)) = (&attached, lock(&self.served).get_mut(&target.id)) {
             let trouble = Opened::Trouble(error.to_string());

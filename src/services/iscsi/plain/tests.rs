@@ -367,3 +367,21 @@ fn a_unit_that_grows_is_the_same_unit_and_larger_for_who_has_it_open() {
     assert!(lab.kept().resize_unit("data", 0, 1 << 20).is_err());
     lab.kept().resize_unit("data", 0, 2 << 20).unwrap();
 }
+
+#[test]
+fn a_golden_image_is_read_and_never_written_whatever_it_is_called() {
+    let mut machines = crate::services::tests::Lab::new();
+    machines.image("debian", 1);
+    let site = machines.site.take().unwrap();
+    let inventory = Arc::clone(&site.inventory);
+    let image = inventory.images()[0].disk_path();
+    let link = image.with_file_name("../../../../alias.raw");
+    std::fs::hard_link(&image, &link).unwrap();
+    let link = std::fs::canonicalize(link).unwrap();
+    assert!(!link.starts_with(inventory.data()));
+    for path in [&image, &link] {
+        let refusal = inventory.check_unit_file(path, UnitKind::Thin).unwrap_err();
+        assert!(refusal.to_string().contains("never written"), "{refusal}");
+        inventory.check_unit_file(path, UnitKind::ReadOnly).unwrap();
+    }
+}
