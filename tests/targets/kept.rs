@@ -229,6 +229,18 @@ fn a_secret_that_was_made_opens_its_target_and_no_other_does() {
         let (is_in, said) = site.qemu_io(&wrong, &["read 0 4k"]).unwrap();
         assert!(!is_in, "{wrong}: {said}");
     }
+    // Discovery shows what one may open.
+    site.run("target add public");
+    let shown = |portal: &str| {
+        let (_, said) = site.judge("iscsi-ls", &[portal]).unwrap();
+        (
+            said.contains(":target.public"),
+            said.contains(":target.data"),
+        )
+    };
+    assert_eq!(shown(PORTAL), (true, false));
+    let proving = PORTAL.replace("iscsi://", &format!("iscsi://me%{secret}@"));
+    assert_eq!(shown(&proving), (true, true));
 }
 
 #[test]

@@ -62,7 +62,8 @@ pub trait Targets: Send + Sync + 'static {
     }
 
     /// The CHAP secrets for `chap_name` and this login; `None` refuses with
-    /// 0201. Only asked when `authentication` said [`Authentication::Chap`].
+    /// 0201. Only asked when `authentication` did not say
+    /// [`Authentication::None`].
     fn chap_secret(&self, login: &Login, chap_name: &str) -> Option<ChapSecrets>;
 
     /// Opens the target for a login that has authenticated. May close other
@@ -104,6 +105,9 @@ pub enum Authentication {
     None,
     /// CHAP; mutual when the initiator asks for that.
     Chap,
+    /// CHAP when the initiator offers it before nothing: a discovery, which
+    /// shows more to who has proved more.
+    Offered,
 }
 
 /// A hash that CHAP uses (RFC 7143 section 12.1.3).

@@ -561,14 +561,27 @@ impl Negotiation {
         let offers = value(pairs, "AuthMethod");
         let has = |method: &str| offers.is_some_and(|o| o.split(',').any(|m| m == method));
         let fail = |reason| Err(LoginStatus::AUTHENTICATION_FAILURE.because(reason));
-        match self.authentication(site) {
-            Authentication::None if offers.is_none() || has("None") => {
+        let wanted = match self.authentication(site) {
+            // The first the initiator would rather have.
+            Authentication::Offered => {
+                let mut offered = offers.unwrap_or_default().split(',');
+                match offered.find(|method| matches!(*method, "CHAP" | "None")) {
+                    Some("CHAP") => Authentication::Chap,
+                    _ => Authentication::None,
+                }
+            }
+            other => other,
+        };
+        match wanted {
+            Authentication::None | Authentication::Offered if offers.is_none() || has("None") => {
                 if offers.is_some() {
                     keys::emit(answer, "AuthMethod", "None");
                 }
                 self.admit(request, site)
             }
-            Authentication::None => fail("it insists on proving itself, and nobody knows it"),
+            Authentication::None | Authentication::Offered => {
+                fail("it insists on proving itself, and nobody knows it")
+            }
             Authentication::Chap if has("CHAP") => {
                 keys::emit(answer, "AuthMethod", "CHAP");
                 self.security = Security::Agreed;
@@ -620,7 +633,7 @@ impl Negotiation {
     ) -> Result<(), Refusal> {
         // Leaving out the security stage leaves out the proof as well.
         if !matches!(self.security, Security::Done) {
-            if self.authentication(site) != Authentication::None {
+            if self.authentication(site) == Authentication::Chap {
                 let reason = "it left out the proof it needs";
                 return Err(LoginStatus::AUTHENTICATION_FAILURE.because(reason));
             }

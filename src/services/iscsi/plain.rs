@@ -106,14 +106,17 @@ impl PlainTargets {
 
 impl Targets for PlainTargets {
     fn authentication(&self, login: &Login) -> Authentication {
-        let asks = match login.target {
-            Some(_) => self.find(login).is_some_and(|plain| plain.proof.is_some()),
-            // Discovery names none yet: one that anybody may open is enough.
-            None => self.targets().values().all(|plain| plain.proof.is_some()),
-        };
-        match asks {
-            true => Authentication::Chap,
-            false => Authentication::None,
+        match login.target {
+            Some(_) => match self.find(login).is_some_and(|plain| plain.proof.is_some()) {
+                true => Authentication::Chap,
+                false => Authentication::None,
+            },
+            // Discovery names none yet, and shows what may be opened: there is
+            // something for who proves nothing when one target is for everybody.
+            None => match self.targets().values().all(|plain| plain.proof.is_some()) {
+                true => Authentication::Chap,
+                false => Authentication::Offered,
+            },
         }
     }
 

@@ -34,8 +34,8 @@ impl Targets for SiteTargets {
     }
 
     fn authentication(&self, login: &Login) -> Authentication {
-        // In discovery a target that anybody may open is enough to come in; who
-        // has proved nothing sees no other.
+        // A discovery is plain where a target is for everybody; else it asks for
+        // CHAP, as machines do.
         match self.is_plain(login) || login.target.is_none() {
             true => self.plain.authentication(login),
             false => self.machines.authentication(login),

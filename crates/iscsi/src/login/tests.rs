@@ -193,6 +193,35 @@ fn reply(transit: bool, next: u8, text: &str) -> Heard {
 }
 
 #[test]
+fn section_12_1_who_may_stay_unknown_proves_itself_when_it_would_rather() {
+    for (offers, answer) in [
+        ("CHAP,None", "CHAP"),
+        ("CHAP", "CHAP"),
+        ("None,CHAP", "None"),
+        ("None", "None"),
+    ] {
+        let mut lab = Lab::new(Authentication::Offered);
+        let heard = lab.send(0x81, &format!("{NAMES}AuthMethod={offers}\0"));
+        let Heard::Reply(_, _, text) = heard else {
+            panic!("{offers}: {heard:?}");
+        };
+        assert!(
+            text.contains(&format!("AuthMethod={answer}\0")),
+            "{offers}: {text:?}"
+        );
+    }
+    // A proof that was begun is not left out.
+    let mut lab = Lab::new(Authentication::Offered);
+    lab.send(0x81, &format!("{NAMES}AuthMethod=CHAP,None\0"));
+    let heard = lab.send(0x87, "InitialR2T=Yes\0");
+    assert!(matches!(heard, Heard::Refused(_)), "{heard:?}");
+    // Without a security stage there is nothing to prove.
+    let mut lab = Lab::new(Authentication::Offered);
+    let heard = lab.send(0x87, NAMES);
+    assert!(matches!(heard, Heard::Entered(_)), "{heard:?}");
+}
+
+#[test]
 fn ipxe_without_chap_takes_two_steps() {
     let mut lab = Lab::new(Authentication::None);
     let first = format!("{NAMES}SessionType=Normal\0AuthMethod=None\0");

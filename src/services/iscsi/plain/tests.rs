@@ -90,6 +90,11 @@ fn discovery_asks_for_a_secret_where_every_target_has_one() {
         Authentication::Chap
     );
     assert!(targets.chap_secret(&discovery(None), "me").is_some());
+    targets.add(target(OPEN), None);
+    assert_eq!(
+        targets.authentication(&discovery(None)),
+        Authentication::Offered
+    );
 }
 
 #[test]
