@@ -4,8 +4,9 @@
 //! [`Units`], the units as they were at a moment, and points at what they
 //! have mapped; between two receives it moves on to the next. So a command
 //! pays nothing for it, and a unit that was detached is let go of at once by
-//! a session that is quiet, with its next receive by one that is busy, and in
-//! any case within seconds.
+//! a session that is quiet, with its next receive by one that is busy, and
+//! within seconds by any other. Longest takes one whose peer reads nothing: as
+//! long as it may ([`Limits::send_timeout`](crate::Limits)).
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
