@@ -159,6 +159,8 @@ fn compare(options: &Options) -> io::Result<()> {
         }
         false => &[],
     };
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default().to_owned();
     let cells = CELLS
         .iter()
         .filter(|cell| cell.name.contains(&options.cells));
@@ -190,7 +192,7 @@ fn compare(options: &Options) -> io::Result<()> {
         make_disk(cold_home.path())?;
         checks = checks::all(home.path(), cold_home.path(), options.rounds, options.time)?;
     }
-    let markdown = report::markdown(options.rounds, &rows, &checks);
+    let markdown = report::markdown((options.rounds, &load), &rows, &checks);
     println!("{markdown}");
     if let Some(out) = &options.out {
         std::fs::create_dir_all(out)?;

@@ -100,7 +100,7 @@ pub(crate) fn progress(round: usize, cell: &Cell, measured: &[Measurement; 3]) -
 }
 
 /// The comparison as two tables: ratios, and what was measured.
-pub(crate) fn markdown(rounds: usize, rows: &[Row], checks: &[Check]) -> String {
+pub(crate) fn markdown((rounds, load): (usize, &str), rows: &[Row], checks: &[Check]) -> String {
     let mut text = format!(
         "# Our iSCSI target beside tgt
 
@@ -108,7 +108,7 @@ Written by `make bench-iscsi`: {rounds} rounds, ours and tgt in turn, on the sam
 file*: `disk::Raw`; *image + overlay*: a `keep` overlay that holds every other 64 KiB when a round begins, the
 rest in the golden image; the cells stand in the order they run, reads before writes. Nothing is pinned; the
 initiator's own CPU does not count. Ratios are medians of the rounds' ratios: absolute figures, and on a busy
-machine rates too, mean little; CPU per operation stands.
+machine rates too, mean little; CPU per operation stands. Load average when it began: {load}.
 
 "
     );
