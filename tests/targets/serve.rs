@@ -124,6 +124,12 @@ fn a_thin_disk_gives_space_back_and_a_plain_one_offers_none() {
         if judge("qemu-io", &discard).is_none() {
             return;
         }
+        // Linux believes READ CAPACITY(16) in this (LBPME).
+        let Some(capacity) = content("iscsi-readcapacity16", &[serving.url()]) else {
+            return;
+        };
+        let lbpme = if is_thin { "LBPME:1" } else { "LBPME:0" };
+        assert!(capacity.contains(lbpme), "{capacity}");
         let given_back = before.saturating_sub(allocated(&file));
         assert_eq!(given_back >= 4 << 20, is_thin, "{given_back} bytes");
         let kept = if is_thin { 0 } else { 7 };

@@ -303,7 +303,7 @@ impl LogicalUnit {
         data[8..12].copy_from_slice(&self.geometry.logical_block_bytes.to_be_bytes());
         let per_physical = self.geometry.physical_block_bytes / self.geometry.logical_block_bytes;
         data[13] = u8::try_from(per_physical.max(1).ilog2()).unwrap_or(0); // LBPPBE
-        if self.disk.is_thin() {
+        if self.is_thin() {
             data[14] = 0xc0; // LBPME, LBPRZ
         }
         data
