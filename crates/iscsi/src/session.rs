@@ -182,7 +182,7 @@ impl<'t> Session<'t> {
     }
 
     /// Moves from the units `old` (at first [`Units::none`]) to `new`.
-    pub(crate) fn move_on(&mut self, old: &Units, new: &Units, out: &mut Outbox<'_>) {
+    pub(crate) fn move_on<'u>(&mut self, old: &Units, new: &'u Units, out: &mut Outbox<'u>) {
         let mut nexuses = Vec::with_capacity(new.list().len());
         let mut stayed = 0;
         for (lun, unit) in new.list() {
@@ -215,6 +215,9 @@ impl<'t> Session<'t> {
             );
         }
         self.solicit(out);
+        if self.sequence.holds_any() {
+            self.begin_held(new, out);
+        }
     }
 
     /// Takes one PDU. `units` are those it last [moved on](Session::move_on)

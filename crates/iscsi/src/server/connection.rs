@@ -167,10 +167,10 @@ impl Connection {
         outbox.protect(self.digests);
         let mut units = Arc::new(Units::none());
         let reason = loop {
-            let newer = self.units();
-            session.move_on(&units, &newer, &mut outbox);
-            units = newer;
+            let older = std::mem::replace(&mut units, self.units());
             let mut out = outbox;
+            session.move_on(&older, &units, &mut out);
+            drop(older);
             let input = (&mut inbox, &mut pulse);
             let served = self.serve(&units, input, &mut session, &mut out);
             outbox = out.let_go();

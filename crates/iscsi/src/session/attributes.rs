@@ -225,6 +225,7 @@ impl Session<'_> {
         };
         let mut older = self.sequence.held.iter().take(place);
         match held.pdu.attribute {
+            _ if held.failed.is_some() => false, // the last of its data ends it
             ORDERED => {
                 !self.is_active(&held.unit) && !older.any(|o| o.unit.is_same_unit(&held.unit))
             }

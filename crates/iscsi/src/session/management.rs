@@ -242,6 +242,8 @@ impl Session<'_> {
             !ends
         });
         self.solicited_bytes = self.solicited_bytes.saturating_sub(released);
+        let tasks = &self.tasks;
+        self.unasked.retain(|itt| tasks.contains_key(itt));
         let mut jobs = Vec::new();
         for (id, running) in &mut self.running {
             if !which(running.answered.itt, &running.unit) {

@@ -1,7 +1,7 @@
 //! Text requests of a session (RFC 7143 sections 11.10 and 11.11): SendTargets,
 //! over as many PDUs as it takes.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::{Next, Session, reason};
 use crate::outbox::Outbox;
@@ -45,7 +45,10 @@ impl Session<'_> {
         }
         if !pdu.continues && !exchange.request.is_empty() {
             let request = std::mem::take(&mut exchange.request);
-            let Ok(pairs) = keys::parse(&request) else {
+            // No key comes twice (RFC 7143 section 6.2), or a list of all
+            // targets would answer every few bytes.
+            let pairs = keys::parse(&request).ok().filter(|pairs| are_unique(pairs));
+            let Some(pairs) = pairs else {
                 self.reject(reason::PROTOCOL_ERROR, bhs, out);
                 return Next::Continue;
             };
@@ -75,4 +78,9 @@ impl Session<'_> {
         }
         Next::Continue
     }
+}
+
+fn are_unique(pairs: &[(&str, &str)]) -> bool {
+    let mut seen = HashSet::new();
+    pairs.iter().all(|(key, _)| seen.insert(*key))
 }

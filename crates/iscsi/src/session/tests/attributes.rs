@@ -179,3 +179,52 @@ fn what_waits_is_aborted_reset_and_found_like_any_other_task() {
     let heard = lab.heard();
     assert_eq!(heard.len(), 1, "nobody hears of {ordered}: {heard:?}");
 }
+
+#[test]
+fn a_write_that_waits_fails_when_data_of_it_came_to_damage() {
+    let mut lab = Lab::new();
+    let first = lab.writing(SIMPLE);
+    let Request::ScsiCommand(mut write) = lab.request(&write10(60, 2), 1024, 0x20) else {
+        unreachable!();
+    };
+    write.attribute = ORDERED;
+    let piece = |data_sn: u32| {
+        Request::DataOut(DataOut {
+            is_final: data_sn == 1,
+            lun: LUN,
+            itt: write.itt,
+            ttt: NO_TAG,
+            exp_stat_sn: 0,
+            data_sn,
+            buffer_offset: data_sn * 512,
+        })
+    };
+    lab.send(&Request::ScsiCommand(write.clone()), &[]);
+    let bhs = piece(0).emit(512);
+    let damaged = Data::Damaged(&[4; 512]);
+    lab.session.receive(lab.units, &bhs, damaged, &mut lab.out);
+    assert_eq!(lab.heard()[0].opcode, 0x3f);
+    // What it waited for ends before the rest of its data comes.
+    lab.data_out(&first, 0, 0, &[1; 512], true);
+    assert_eq!(tags(&lab.heard()), [first.itt]);
+    lab.send(&piece(1), &[5; 512]);
+    let heard = lab.heard();
+    assert_eq!(
+        (heard[0].itt, heard[0].sense()),
+        (write.itt, (0xb, 0x47, 0x05))
+    );
+    assert_eq!(lab.disk(60, 2), [block(60), block(61)].concat());
+    assert!(lab.command(&[0; 6], 0, 0x80, &[])[0].is_good());
+}
+
+#[test]
+fn what_waits_for_a_command_of_a_detached_unit_waits_no_longer() {
+    let mut lab = Lab::new();
+    let first = lab.writing(SIMPLE);
+    let (ordered, _) = lab.read(ORDERED);
+    lab.target.detach(0).unwrap();
+    lab.move_on();
+    let heard = lab.heard();
+    assert_eq!(tags(&heard), [first.itt, ordered]);
+    assert_eq!(heard[1].sense(), (5, 0x25, 0));
+}

@@ -162,3 +162,27 @@ fn data_on_its_way_is_bounded_and_a_tag_used_again_is_not_asked_twice() {
     let heard = lab.heard();
     assert!(heard.iter().all(|h| h.opcode != 0x31), "{heard:?}");
 }
+
+#[test]
+fn a_write_that_ended_is_in_no_queue_for_data() {
+    let mut shape = Shape::default();
+    shape.parameters.max_burst_length = 5 << 20;
+    let mut lab = Lab::shaped(shape);
+    for _ in 0..8 {
+        let heard = lab.command(&write10(0, 2048), 1 << 20, 0xa0, &[]);
+        assert_eq!(heard[0].opcode, 0x31);
+    }
+    let Request::ScsiCommand(mut write) = lab.request(&write10(0, 16), 8192, 0xa0) else {
+        unreachable!();
+    };
+    write.immediate = true;
+    // One that goes on waiting, and behind it others that do not.
+    lab.send(&Request::ScsiCommand(write.clone()), &[]);
+    write.itt = 0x9999;
+    for _ in 0..100 {
+        lab.send(&Request::ScsiCommand(write.clone()), &[]);
+        lab.manage(1, write.itt);
+    }
+    assert_eq!(lab.heard().len(), 100);
+    assert_eq!(lab.session.unasked.len(), 1);
+}

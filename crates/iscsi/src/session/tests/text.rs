@@ -67,3 +67,29 @@ fn answers_are_sent_before_they_pile_up() {
     }
     assert!(waiting < 2 << 20, "{waiting} bytes wait");
 }
+
+#[test]
+fn a_key_that_comes_twice_in_one_text_is_a_protocol_error() {
+    // Else 64 KiB of SendTargets would be answered with a list for each.
+    let mut lab = Lab::on(None, Parameters::default());
+    let request = Request::Text(TextRequest {
+        immediate: true,
+        is_final: true,
+        continues: false,
+        lun: LUN,
+        itt: 3,
+        ttt: NO_TAG,
+        cmd_sn: lab.cmd_sn,
+        exp_stat_sn: 0,
+    });
+    let text = b"SendTargets=All\0SendTargets=All\0";
+    assert_eq!(lab.send(&request, text), Next::Continue);
+    let heard = lab.heard();
+    assert_eq!(
+        (heard[0].opcode, heard[0].bytes[0]),
+        (0x3f, reason::PROTOCOL_ERROR)
+    );
+    assert!(lab.session.text.is_none());
+    lab.send(&request, b"SendTargets=All\0");
+    assert_eq!(lab.heard()[0].opcode, 0x24, "the next request is heard");
+}
