@@ -231,6 +231,11 @@ impl Raw {
         self.health.check()
     }
 
+    /// Whether the file still has its bytes up to `end`.
+    fn reaches(&self, end: u64) -> bool {
+        seek(&self.file, SeekFrom::End(0)).is_ok_and(|size_bytes| size_bytes >= end)
+    }
+
     fn context(&self, what: &str) -> String {
         format!("{what} {}", self.path.display())
     }
@@ -313,8 +318,10 @@ impl Disk for Raw {
         let end = offset + bytes;
         let data = match seek(&self.file, SeekFrom::Data(offset)) {
             Ok(data) => data,
-            Err(rustix::io::Errno::NXIO) => end, // a hole up to the end
-            Err(_) => offset,                    // no holes are told here
+            // A hole up to the end, unless the file has been cut off: past
+            // that there is nothing, and a read says so.
+            Err(rustix::io::Errno::NXIO) if self.reaches(end) => end,
+            Err(_) => offset, // no holes are told here
         };
         if data > offset {
             return Ok(Extent {
@@ -391,6 +398,10 @@ mod tests {
         file.as_file().set_len(4096).unwrap();
         let error = disk.read(4096, &mut [0; 512]).err().unwrap();
         assert!(matches!(error, DiskError::Corrupt(_)), "{error}");
+        for offset in [4096, 4608] {
+            let extent = disk.extent(offset, 512).unwrap();
+            assert_eq!(extent.allocation, Allocation::Mapped, "not a hole");
+        }
     }
 
     #[test]
