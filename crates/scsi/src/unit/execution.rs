@@ -109,9 +109,12 @@ impl LogicalUnit {
                 vec![]
             }
             Command::Sanitize(asked) => {
-                if !is_over() {
-                    self.sanitize(&asked, data)?;
+                if is_over() {
+                    // Nobody hears, and nothing may go on: the unit may be
+                    // at another one.
+                    return Err(Sense::INTERNAL_TARGET_FAILURE.into());
                 }
+                self.sanitize(&asked, data)?;
                 vec![]
             }
             Command::PreFetch(_) => {

@@ -187,6 +187,22 @@ fn an_immediate_one_is_answered_when_it_has_begun() {
 }
 
 #[test]
+fn one_that_ended_before_it_began_does_not_go_on_with_another() {
+    let (lab, _open, _waits) = gated();
+    let (cdb, list) = overwrite(0x80, &[0x5a]);
+    let works = [(); 3].map(|()| lab.unit.admit(&lab.nexus, &cdb).unwrap());
+    let finish = |work, called_off| {
+        let called_off = AtomicBool::new(called_off);
+        lab.unit.finish(&lab.nexus, work, &list, &called_off)
+    };
+    assert!(finish(&works[0], false).is_ok(), "it has begun");
+    // What goes on is what has succeeded.
+    assert!(finish(&works[1], true).is_err(), "aborted");
+    lab.unit.reset();
+    assert!(finish(&works[2], false).is_err(), "void");
+}
+
+#[test]
 fn one_that_fails_leaves_a_unit_that_must_be_sanitized_or_let_out() {
     let (lab, open, _waits) = gated();
     let fail = |flags| {
