@@ -85,6 +85,9 @@ pub(crate) fn parse_unmap(list: &[u8], block_count: u64) -> Result<Vec<UnmapRang
 
 /// Most stretches of a disk that one GET LBA STATUS looks at.
 const MAX_EXTENTS: usize = 4096;
+/// The longest of them: a disk over another walks its marks before it asks
+/// the one below, each time.
+const MAX_EXTENT_BYTES: u64 = 1 << 30;
 
 /// The data of GET LBA STATUS from `lba` on: stretches that differ from their
 /// neighbours, as many as there is room for, at least one.
@@ -105,7 +108,7 @@ pub(crate) fn lba_status(
             break;
         }
         let extent = match is_thin {
-            true => disk.extent(offset, left)?,
+            true => disk.extent(offset, left.min(MAX_EXTENT_BYTES))?,
             false => Extent {
                 bytes: left,
                 allocation: Allocation::Mapped,

@@ -210,6 +210,11 @@ impl LogicalUnit {
             Command::GetLbaStatus { lba, .. } if lba >= self.block_count() => {
                 Err(Sense::LBA_OUT_OF_RANGE)
             }
+            // Thousands of questions to a file system, at most.
+            Command::GetLbaStatus { .. } if self.is_thin() => Ok(Work {
+                pace: Pace::Slow,
+                ..plain
+            }),
             _ => Ok(plain),
         }
     }

@@ -352,3 +352,57 @@ proptest! {
         }
     }
 }
+
+/// A disk far larger than memory, that notes the longest stretch it was asked
+/// about.
+struct Vast(AtomicU64);
+
+impl Disk for Vast {
+    fn geometry(&self) -> Geometry {
+        Geometry {
+            size_bytes: 1 << 50,
+            logical_block_bytes: 512,
+            physical_block_bytes: 4096,
+        }
+    }
+    fn access(&self) -> Access {
+        Access::ReadWrite
+    }
+    fn durability(&self) -> Durability {
+        Durability::WriteBack
+    }
+    fn is_thin(&self) -> bool {
+        true
+    }
+    fn read(&self, _offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        buffer.fill(0);
+        Ok(())
+    }
+    fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), DiskError> {
+        Err(DiskError::ReadOnly)
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+    fn unmap(&self, _offset: u64, _bytes: u64) -> Result<(), DiskError> {
+        Err(DiskError::ReadOnly)
+    }
+    fn extent(&self, _offset: u64, bytes: u64) -> Result<disk::Extent, DiskError> {
+        self.0.fetch_max(bytes, Ordering::Relaxed);
+        Ok(disk::Extent {
+            bytes,
+            allocation: disk::Allocation::Deallocated,
+        })
+    }
+}
+
+#[test]
+fn get_lba_status_walks_no_vast_disk_at_once_and_in_nobodys_way() {
+    let disk = Arc::new(Vast(AtomicU64::new(0)));
+    let lab = Lab::shaped(disk.clone(), Shape::default());
+    let cdb = [0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 24, 0, 0];
+    assert_eq!(lab.unit.admit(&lab.nexus, &cdb).unwrap().pace(), Pace::Slow);
+    let data = lab.command(&cdb, &[]).unwrap();
+    assert_eq!((&data[16..20], data[20]), (&[0xff; 4][..], 1));
+    assert_eq!(disk.0.load(Ordering::Relaxed), 1 << 30);
+}
