@@ -116,11 +116,7 @@ impl Reservations {
     pub(crate) fn is_slow(&self, command: ReservationCommand) -> bool {
         match command {
             ReservationCommand::In { .. } => false,
-            ReservationCommand::Out {
-                action: Action::PreemptAndAbort,
-                ..
-            } => true,
-            _ => self.keeper.get().is_some(),
+            _ => command.ends_tasks() || self.keeper.get().is_some(),
         }
     }
 

@@ -425,6 +425,13 @@ impl LogicalUnit {
         }
     }
 
+    /// Waits for the changes of the disk that are under way: those that begin
+    /// later know what is so by now.
+    fn outlast_changes(&self) {
+        let exclusion = &self.state.exclusion;
+        drop(exclusion.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Sets the bits of `data` that are set, and leaves the others (ORWRITE).
     fn combine(&self, offset: u64, data: &[u8]) -> Result<(), Sense> {
         let mut stored = vec![0u8; data.len()];

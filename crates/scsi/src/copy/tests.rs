@@ -3,6 +3,8 @@
 
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use disk::{Disk, DiskError, Durability, Geometry, Ram, SharedDisk};
 use proptest::prelude::*;
@@ -15,7 +17,7 @@ const BLOCKS: u64 = 4096;
 
 /// Two units of one target, the first with a pattern; one initiator.
 struct Lab {
-    disks: [Arc<Ram>; 2],
+    disks: [SharedDisk; 2],
     target: Arc<Two>,
     nexuses: [Nexus; 2],
 }
@@ -53,11 +55,11 @@ impl Lab {
     }
 
     fn over(disks: [Ram; 2]) -> Lab {
-        let disks = disks.map(Arc::new);
-        let unit = |n: usize| {
-            let disk: SharedDisk = disks[n].clone();
-            Arc::new(LogicalUnit::new(disk, identity(n)))
-        };
+        Lab::of(disks.map(|disk| Arc::new(disk) as SharedDisk))
+    }
+
+    fn of(disks: [SharedDisk; 2]) -> Lab {
+        let unit = |n: usize| Arc::new(LogicalUnit::new(disks[n].clone(), identity(n)));
         let target = Arc::new(Two([unit(0), unit(1)]));
         let nexuses = [0, 1].map(|n: usize| {
             let nexus = target.0[n].connect(&name(1));
@@ -422,6 +424,83 @@ fn a_copy_that_is_called_off_stops_between_steps() {
     assert_eq!(disk.writes.load(Ordering::Relaxed), 2);
     let status = nexus.copies().status(1).unwrap();
     assert_eq!((status[4], &status[8..]), (2, &[0, 0x20, 0, 0][..]));
+}
+
+/// A disk whose first write ends when it is let go, or when its patience does.
+struct Lingering {
+    inner: Ram,
+    begun: SyncSender<()>,
+    let_go: Mutex<Receiver<()>>,
+    /// Whether somebody let a write go, and did not wait for it.
+    was_let_go: AtomicBool,
+}
+
+impl Disk for Lingering {
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+    fn access(&self) -> disk::Access {
+        self.inner.access()
+    }
+    fn durability(&self) -> Durability {
+        self.inner.durability()
+    }
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        self.inner.read(offset, buffer)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        let _ = self.begun.try_send(());
+        let patience = Duration::from_millis(200);
+        if self.let_go.lock().unwrap().recv_timeout(patience).is_ok() {
+            self.was_let_go.store(true, Ordering::Relaxed);
+        }
+        self.inner.write(offset, data)
+    }
+    fn flush(&self) -> Result<(), DiskError> {
+        self.inner.flush()
+    }
+    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+        self.inner.unmap(offset, bytes)
+    }
+}
+
+#[test]
+fn preempt_and_abort_waits_for_what_a_copy_from_elsewhere_writes() {
+    let (begun, has_begun) = sync_channel(1);
+    let (release, let_go) = sync_channel(1);
+    let slow = Arc::new(Lingering {
+        inner: Ram::new(2 << 20),
+        begun,
+        let_go: Mutex::new(let_go),
+        was_let_go: AtomicBool::new(false),
+    });
+    let source = Arc::new(Ram::with_contents(pattern()));
+    let lab = Lab::of([source, slow.clone()]);
+    let destination = &lab.target.0[1];
+    let out = |nexus: &Nexus, action: u8, key: u8, new_key: u8| {
+        let mut keys = [0u8; 24];
+        (keys[7], keys[15]) = (key, new_key);
+        let cdb = [0x5f, action, 5, 0, 0, 0, 0, 0, 24, 0];
+        let work = destination.admit(nexus, &cdb).unwrap();
+        let never = AtomicBool::new(false);
+        destination.finish(nexus, &work, &keys, &never).unwrap();
+    };
+    let fencing = destination.connect(&name(2));
+    fencing.take();
+    out(&lab.nexuses[1], 0, 0, 1);
+    out(&fencing, 0, 0, 2);
+    out(&lab.nexuses[1], 1, 1, 0);
+    std::thread::scope(|scope| {
+        let copied = list(1, 0, &[target(0), target(1)], &[segment(0, 1, 4096, 0, 0)]);
+        let lab = &lab;
+        let copy = scope.spawn(move || lab.copy(&copied));
+        has_begun.recv().unwrap();
+        out(&fencing, 5, 2, 1);
+        let _ = release.send(());
+        assert!(copy.join().unwrap().is_err(), "the rest may not be written");
+    });
+    assert!(!slow.was_let_go.load(Ordering::Relaxed));
+    assert_eq!(lab.nexuses[1].take(), Some(Sense::REGISTRATIONS_PREEMPTED));
 }
 
 #[test]

@@ -72,6 +72,12 @@ pub enum Action {
 }
 
 impl ReservationCommand {
+    /// Whether it ends tasks of others (PREEMPT AND ABORT).
+    pub(crate) fn ends_tasks(self) -> bool {
+        let aborts = Action::PreemptAndAbort;
+        matches!(self, ReservationCommand::Out { action, .. } if action == aborts)
+    }
+
     /// Parses a CDB, padded with zeros, of one of their operation codes.
     pub(crate) fn parse(cdb: &[u8; 16]) -> Result<ReservationCommand, Sense> {
         match cdb[0] {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use disk::Allocation;
+use disk::{Allocation, DiskError};
 
 use super::LogicalUnit;
 use crate::attention::Nexus;
@@ -185,12 +185,14 @@ impl<'a> Range<'a> {
             if (copier.is_over)() {
                 return Ok(()); // nobody hears
             }
-            if resets != (self.source.resets(), self.destination.resets()) {
-                return Err(Sense::COPY_ABORTED);
-            }
-            self.check_access(copier.nexus)?;
-            let step = self.step(at, longest, is_backward, &mut buffer);
-            let step = step.map_err(|_| Sense::THIRD_PARTY_DEVICE_FAILURE)?;
+            let may_go_on = || {
+                if resets != (self.source.resets(), self.destination.resets()) {
+                    return Err(Sense::COPY_ABORTED);
+                }
+                self.check_access(copier.nexus)
+            };
+            may_go_on()?;
+            let step = self.step(at, longest, is_backward, &mut buffer, &may_go_on)?;
             done += step;
             copier.bytes += step;
             copier.tell();
@@ -208,21 +210,30 @@ impl<'a> Range<'a> {
         longest: u64,
         is_backward: bool,
         buffer: &mut [u8],
+        may_go_on: &dyn Fn() -> Result<(), Sense>,
     ) -> Result<u64, Sense> {
         let (from, to) = (self.source_offset + at, self.destination_offset + at);
-        let extent = self.source.disk.extent(from, longest)?;
+        let (source, destination) = (self.source, self.destination);
+        let extent = source.disk.extent(from, longest).map_err(failed)?;
         let step = match is_backward {
             true => longest,
             false => extent.bytes.clamp(1, longest),
         };
         let is_hole = extent.allocation == Allocation::Deallocated && extent.bytes >= step;
-        if is_hole && self.destination.is_thin() {
-            self.destination.unmap(to, step)?;
-            return Ok(step);
-        }
+        let frees = is_hole && destination.is_thin();
         let buffer = &mut buffer[..usize::try_from(step).unwrap_or(0)];
-        self.source.disk.read(from, buffer)?;
-        self.destination.write(to, buffer)?;
+        if !frees {
+            source.disk.read(from, buffer).map_err(failed)?;
+        }
+        // Who takes away what is asked for from here on waits for the change.
+        let among_others = destination.among_others();
+        let _among_others = among_others.map_err(|_| Sense::THIRD_PARTY_DEVICE_FAILURE)?;
+        may_go_on()?;
+        let changed = match frees {
+            true => destination.disk.unmap(to, step),
+            false => destination.disk.write(to, buffer),
+        };
+        changed.map_err(failed)?;
         Ok(step)
     }
 
@@ -238,4 +249,10 @@ impl<'a> Range<'a> {
             false => Err(Sense::THIRD_PARTY_DEVICE_FAILURE),
         }
     }
+}
+
+/// What the initiator hears of an end's disk; the log hears the rest.
+fn failed(error: DiskError) -> Sense {
+    let _ = Sense::from(error);
+    Sense::THIRD_PARTY_DEVICE_FAILURE
 }

@@ -142,7 +142,11 @@ impl LogicalUnit {
             Command::Reservation(command) => {
                 let state = &self.state;
                 let (reservations, attentions) = (&state.reservations, &state.attentions);
-                reservations.perform(nexus, command, data, attentions)?
+                let answer = reservations.perform(nexus, command, data, attentions)?;
+                if command.ends_tasks() {
+                    self.outlast_changes();
+                }
+                answer
             }
             Command::TestUnitReady | Command::Read(_) => vec![],
             Command::Optical(command) => {
