@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use scsi::{DataOut, LogicalUnit, Nexus, Refusal, Sense, Work};
+use scsi::{Command, DataOut, LogicalUnit, Nexus, Refusal, Sense, Work};
 
 /// Pieces of data-out from this size on go to the disk as they come; smaller
 /// ones are put together first.
@@ -124,6 +124,11 @@ impl Job {
     /// Whether it changes what is read from the disk.
     pub(crate) fn changes_disk(&self) -> bool {
         self.work.finish_changes_disk()
+    }
+
+    /// Whether it may take hours: SANITIZE writes a whole disk.
+    pub(crate) fn takes_long(&self) -> bool {
+        matches!(self.work.command(), Command::Sanitize(_))
     }
 
     /// Does what is still to be done once it is answered; takes its time.

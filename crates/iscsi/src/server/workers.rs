@@ -2,7 +2,8 @@
 //! on answering pings and task management.
 //!
 //! Jobs are taken in the order they came, but a unit whose disk hangs keeps
-//! only some of the workers: the others go on serving the other machines.
+//! only some of the workers: the others go on serving the other machines. What
+//! may take hours gets a thread of its own.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -73,19 +74,41 @@ struct Queue {
 }
 
 impl Pool {
-    fn serve(&self) {
+    fn serve(self: &Arc<Pool>) {
         while let Some((job, mailbox)) = self.next() {
-            let (id, unit, changes_disk) = (job.id, job.unit(), job.changes_disk());
-            // A disk that panics costs its command, not the pool.
-            let run = AssertUnwindSafe(|| job.run());
-            let done = catch_unwind(run).unwrap_or_else(|_| Done::failed(id));
-            let goes_on = done.result.is_ok();
-            self.release(unit);
-            mailbox.deliver(done, changes_disk);
-            if goes_on {
-                // Nobody waits for this, and no session's end stops it.
-                let _ = catch_unwind(AssertUnwindSafe(|| job.go_on()));
+            match job.takes_long() {
+                true => self.perform_apart(job, &mailbox),
+                false => self.perform(job, &mailbox),
             }
+        }
+    }
+
+    fn perform(&self, job: Job, mailbox: &Mailbox) {
+        let (id, unit, changes_disk) = (job.id, job.unit(), job.changes_disk());
+        // A disk that panics costs its command, not the pool.
+        let run = AssertUnwindSafe(|| job.run());
+        let done = catch_unwind(run).unwrap_or_else(|_| Done::failed(id));
+        let goes_on = done.result.is_ok();
+        self.release(unit);
+        mailbox.deliver(done, changes_disk);
+        if goes_on {
+            // Nobody waits for this, and no session's end stops it.
+            let _ = catch_unwind(AssertUnwindSafe(|| job.go_on()));
+        }
+    }
+
+    /// Gives a job a thread of its own: a few of these would take the workers
+    /// from every other unit.
+    fn perform_apart(self: &Arc<Pool>, job: Job, mailbox: &Arc<Mailbox>) {
+        let (id, unit, changes_disk) = (job.id, job.unit(), job.changes_disk());
+        let (pool, theirs) = (self.clone(), mailbox.clone());
+        let spawned = thread::Builder::new()
+            .name("iscsi-sanitize".into())
+            .spawn(move || pool.perform(job, &theirs));
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "a slow command got no thread");
+            self.release(unit);
+            mailbox.deliver(Done::failed(id), changes_disk);
         }
     }
 
@@ -117,8 +140,7 @@ impl Pool {
         }
     }
 
-    /// Ends a worker's work for a unit. The worker looks for more itself, so
-    /// nobody has to be woken for what waits for this unit.
+    /// Ends the work of one thread for a unit.
     fn release(&self, unit: usize) {
         let mut queue = self.lock();
         if let Some(busy) = queue.busy.get_mut(&unit) {
@@ -126,6 +148,9 @@ impl Pool {
             if *busy == 0 {
                 queue.busy.remove(&unit);
             }
+        }
+        if !queue.waiting.is_empty() {
+            self.changed.notify_one(); // it may have waited for this unit
         }
     }
 
@@ -221,11 +246,90 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::time::{Duration, Instant};
 
-    use scsi::disk::Ram;
+    use scsi::disk::{Access, Disk, DiskError, Durability, Geometry, Ram};
     use scsi::{Identity, LogicalUnit, NexusName};
 
     use super::*;
     use crate::task::Task;
+
+    /// A disk that stores nothing while a test holds its gate.
+    struct Gated {
+        ram: Ram,
+        gate: Arc<Mutex<()>>,
+    }
+
+    impl Disk for Gated {
+        fn geometry(&self) -> Geometry {
+            self.ram.geometry()
+        }
+        fn access(&self) -> Access {
+            Access::ReadWrite
+        }
+        fn durability(&self) -> Durability {
+            self.ram.durability()
+        }
+        fn is_thin(&self) -> bool {
+            true
+        }
+        fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+            self.ram.read(offset, buffer)
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+            let _gate = self.gate.lock().unwrap();
+            self.ram.write(offset, data)
+        }
+        fn flush(&self) -> Result<(), DiskError> {
+            self.ram.flush()
+        }
+        fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
+            let _gate = self.gate.lock().unwrap();
+            self.ram.unmap(offset, bytes)
+        }
+    }
+
+    /// A job for a new unit over `disk`.
+    fn job(id: u64, disk: Arc<dyn Disk>, cdb: &[u8]) -> Job {
+        let unit = Arc::new(LogicalUnit::new(disk, Identity::new([3; 16], "TEST")));
+        let nexus = unit.connect(&NexusName {
+            initiator: "iqn.2026-01.test:pc".to_owned(),
+            isid: [0x80, 0, 0, 0, 0, 1],
+        });
+        assert!(unit.admit(&nexus, &[0; 6]).is_err(), "its first attention");
+        let work = unit.admit(&nexus, cdb).unwrap();
+        Task::new(1, [0; 8], (unit, nexus), work, 0).job(id, Arc::default())
+    }
+
+    #[test]
+    fn sanitizing_keeps_no_worker_from_other_units() {
+        const ERASE: [u8; 10] = [0x48, 0x02, 0, 0, 0, 0, 0, 0, 0, 0];
+        const ERASE_LATER: [u8; 10] = [0x48, 0x82, 0, 0, 0, 0, 0, 0, 0, 0];
+        const TEST_UNIT_READY: [u8; 6] = [0; 6];
+        let gate = Arc::new(Mutex::new(()));
+        let gated = Arc::new(Gated {
+            ram: Ram::new(1 << 20),
+            gate: gate.clone(),
+        });
+        let held = gate.lock().unwrap();
+        let workers = Workers::start(1).unwrap();
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        workers.run(job(1, gated.clone(), &ERASE), &mailbox);
+        workers.run(job(2, gated, &ERASE_LATER), &mailbox);
+        workers.run(
+            job(3, Arc::new(Ram::new(1 << 20)), &TEST_UNIT_READY),
+            &mailbox,
+        );
+        let (begun, mut done) = (Instant::now(), vec![]);
+        while done.len() < 2 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it has to wait");
+            done.extend(mailbox.collect().iter().map(|done| done.id));
+            thread::sleep(Duration::from_millis(1));
+        }
+        done.sort_unstable();
+        assert_eq!(done, [2, 3]);
+        drop(held);
+        mailbox.wait_until_idle();
+        assert_eq!(mailbox.collect().len(), 1);
+    }
 
     #[test]
     fn an_immediate_sanitize_goes_on_after_its_answer_and_its_session() {
