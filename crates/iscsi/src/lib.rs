@@ -228,8 +228,8 @@ pub struct Refused<'a> {
 /// What one server lets its peers use up. Every field has a sane default.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Sessions at once, discovery sessions included; one more gets 0302. A
-    /// session holds 130 KiB while it is quiet and 5 MiB at most: data that
+    /// Sessions at once, a quarter of them for discovery at most; one more
+    /// gets 0302. A session holds 130 KiB while it is quiet and 5 MiB at most: data that
     /// came and waits for more (1 MiB, and 4 KiB for each UNMAP under way),
     /// a receive buffer (520 KiB), answers on their way (2 MiB) and text. Who
     /// comes back takes its own place again, even while a flush of its old

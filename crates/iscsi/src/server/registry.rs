@@ -30,6 +30,8 @@ const REINSTATEMENT_WAIT: Duration = Duration::from_secs(10);
 /// Old sessions of one nexus that may hang in a flush before a new one waits
 /// for them.
 const MAX_LEAVING: usize = 4;
+/// Of so many sessions, one may be for discovery, which often proves nothing.
+const DISCOVERY_SHARE: usize = 4;
 
 /// Names one session, for ever (within one run of the program).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,6 +147,7 @@ impl Sessions {
                     next_arrival: 0,
                     limit: limits.sessions,
                     limit_per_target: limits.sessions_per_target,
+                    limit_of_discovery: (limits.sessions / DISCOVERY_SHARE).max(1),
                     logins_per_target: (limits.login_threads / 2).max(1),
                     threads: 0,
                     closed: false,
@@ -469,6 +472,7 @@ struct Table {
     next_arrival: u64,
     limit: usize,
     limit_per_target: usize,
+    limit_of_discovery: usize,
     logins_per_target: usize,
     threads: usize,
     closed: bool,
@@ -487,8 +491,11 @@ impl Table {
             all += 1;
             of_target += usize::from(entry.target == login.target);
         }
-        let is_crowded = login.target.is_some() && of_target >= self.limit_per_target;
-        all >= self.limit || is_crowded
+        let limit_of_these = match login.target {
+            Some(_) => self.limit_per_target,
+            None => self.limit_of_discovery,
+        };
+        all >= self.limit || of_target >= limit_of_these
     }
 
     /// The established session of this nexus with this handle.

@@ -281,6 +281,32 @@ fn one_target_does_not_take_every_session() {
     lab.initiator(2);
 }
 
+#[test]
+fn discovery_does_not_take_every_session() {
+    let limits = Limits {
+        sessions: 8,
+        ..Limits::default()
+    };
+    let lab = Lab::shaped(Shape {
+        limits,
+        ..Shape::default()
+    });
+    let mut answers = vec![];
+    let mut kept = vec![];
+    for qualifier in 0..8 {
+        let mut initiator = Initiator::connect(lab.portal, qualifier);
+        let mut bhs = [0; 48];
+        (bhs[0], bhs[1], bhs[13]) = (0x43, 0x87, qualifier);
+        let text = b"InitiatorName=iqn.2026-01.lab:i\0SessionType=Discovery\0";
+        initiator.send(bhs, text);
+        answers.push(initiator.login_answer().unwrap());
+        kept.push(initiator);
+    }
+    let entered = answers.iter().filter(|answer| **answer == [0, 0]).count();
+    assert_eq!(entered, 2, "{answers:?}");
+    lab.initiator(1);
+}
+
 // Peers.
 
 #[test]
