@@ -205,7 +205,7 @@ impl Reservations {
         change: &Change,
         attentions: &Attentions,
     ) -> Result<(), Refusal> {
-        let _changing = lock(&self.changing);
+        let changing = lock(&self.changing);
         let (before, outcome) = {
             let held = self.lock();
             if held.holder().is_some() {
@@ -233,6 +233,8 @@ impl Reservations {
         for (name, sense) in &outcome.attentions {
             attentions.raise_for(name, *sense);
         }
+        // Others need not wait for tasks that are slow to end.
+        drop(changing);
         attentions.end_tasks_of(&outcome.ended);
         Ok(())
     }

@@ -293,3 +293,40 @@ fn a_damaged_file_is_not_taken_for_an_empty_one() {
     let error = unit().keep_reservations(Arc::new(Shelf::default()), Some(b"nonsense"));
     assert!(error.is_err());
 }
+
+#[test]
+fn a_reservation_that_was_called_off_is_not_made() {
+    let unit = unit();
+    let (one, two) = (log_in(&unit, 1), log_in(&unit, 2));
+    let work = unit.admit(&one, RESERVE_6).unwrap();
+    let called_off = AtomicBool::new(true);
+    assert!(unit.finish(&one, &work, &[], &called_off).is_err());
+    assert!(run(&unit, &two, READ, &[]).is_ok());
+    let work = unit.admit(&one, RESERVE_6).unwrap();
+    unit.reset();
+    let never = AtomicBool::new(false);
+    assert!(unit.finish(&one, &work, &[], &never).is_err());
+    two.take();
+    assert!(run(&unit, &two, READ, &[]).is_ok());
+}
+
+#[test]
+fn while_ended_tasks_are_slow_to_end_others_still_change_reservations() {
+    let unit = unit();
+    let [one, two, three] = [1, 2, 3].map(|n| log_in(&unit, n));
+    out(&unit, &one, REGISTER, 0, (0, 1), 0).unwrap();
+    out(&unit, &two, REGISTER, 0, (0, 2), 0).unwrap();
+    let (tell, told) = mpsc::channel();
+    let on_the_disk = one.hold();
+    std::thread::scope(|scope| {
+        scope.spawn(|| out(&unit, &two, PREEMPT_AND_ABORT, 1, (2, 1), 0));
+        while one.ended() == 0 {
+            std::thread::yield_now();
+        }
+        let (unit, three) = (&unit, &three);
+        scope.spawn(move || tell.send(out(unit, three, REGISTER, 0, (0, 3), 0)));
+        let answer = told.recv_timeout(Duration::from_secs(20));
+        drop(on_the_disk);
+        assert_eq!(answer, Ok(Ok(())));
+    });
+}

@@ -139,6 +139,10 @@ impl LogicalUnit {
                 vec![]
             }
             Command::Copy(command) => nexus.copies().answer(command, self.sense_format())?,
+            // Nobody hears, so nobody may be kept out by it.
+            Command::Reservation(_) if is_over() => {
+                return Err(Sense::INTERNAL_TARGET_FAILURE.into());
+            }
             Command::Reservation(command) => {
                 let state = &self.state;
                 let (reservations, attentions) = (&state.reservations, &state.attentions);
