@@ -206,7 +206,8 @@ impl Connection {
     ) -> ControlFlow<&'static str> {
         loop {
             let next = self.handle(units, inbox, session, out);
-            if self.shared.asks_for_logout.load(Ordering::Acquire) {
+            let stays = next == Next::Continue;
+            if stays && self.shared.asks_for_logout.load(Ordering::Acquire) {
                 let seconds = u16::try_from(LOGOUT_WAIT.as_secs()).unwrap_or(u16::MAX);
                 session.request_logout(seconds, out);
             }

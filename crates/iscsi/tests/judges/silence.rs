@@ -60,3 +60,22 @@ fn before_a_server_goes_it_asks_those_that_know_pings_to_log_out() {
     assert!(knows_not.is_closed());
     going.join().unwrap();
 }
+
+#[test]
+fn nothing_comes_after_the_answer_to_a_logout() {
+    for _ in 0..3 {
+        let mut lab = Lab::new();
+        let mut knows = lab.initiator(1);
+        knows.ping();
+        assert_eq!(knows.receive().unwrap().bhs[0], 0x20);
+        let server = lab.server.take().unwrap();
+        let going = std::thread::spawn(move || server.shutdown(Duration::from_secs(20)));
+        // As a rule it has not been asked yet: its thread is still in a read.
+        thread::sleep(Duration::from_millis(20));
+        knows.log_out();
+        while knows.receive().unwrap().bhs[0] != 0x26 {}
+        assert!(knows.is_closed());
+        drop(knows);
+        going.join().unwrap();
+    }
+}
