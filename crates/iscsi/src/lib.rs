@@ -229,11 +229,11 @@ pub struct Refused<'a> {
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Sessions at once, a quarter of them for discovery at most; one more
-    /// gets 0302. A session holds 130 KiB while it is quiet and 5 MiB at most: data that
-    /// came and waits for more (1 MiB, and 4 KiB for each UNMAP under way),
-    /// a receive buffer (520 KiB), answers on their way (2 MiB) and text. Who
-    /// comes back takes its own place again, even while a flush of its old
-    /// session hangs.
+    /// gets 0302. A session holds 130 KiB while it is quiet and 9 MiB at most:
+    /// data that came and waits for more (1 MiB), for its turn (1 MiB), or for
+    /// the rest of a command that is taken as a whole (4 MiB), a receive
+    /// buffer (520 KiB), answers on their way (2 MiB) and text. Who comes back
+    /// takes its own place again, even while a flush of its old session hangs.
     pub sessions: usize,
     /// The same, of one target. An initiator that comes back again and again
     /// without a logout (iPXE) must not take the others' places.

@@ -263,7 +263,7 @@ impl Session<'_> {
     }
 
     /// TASK SET FULL: the initiator is to send it again.
-    fn refuse_for_now(&mut self, answered: &Answered, out: &mut Outbox<'_>) {
+    pub(super) fn refuse_for_now(&mut self, answered: &Answered, out: &mut Outbox<'_>) {
         self.commands += 1;
         let residual = residual(answered.expected_bytes, 0);
         self.respond(answered, TASK_SET_FULL, residual, &[], out);

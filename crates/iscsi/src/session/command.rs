@@ -98,6 +98,10 @@ impl Session<'_> {
             return;
         }
         let behind = (unit.clone(), nexus.clone());
+        if !self.may_gather(&work) {
+            self.refuse_for_now(&answered, out);
+            return;
+        }
         let mut task = Task::new(pdu.itt, pdu.lun, behind, work, pdu.expected_bytes);
         let offered = if pdu.writes { pdu.expected_bytes } else { 0 };
         let fits = match pdu.reads && pdu.writes {

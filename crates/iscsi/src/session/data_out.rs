@@ -1,7 +1,7 @@
 //! Data-Out (RFC 7143 sections 11.7 and 11.8): what comes unasked, and what is
 //! asked for with R2Ts, as much at a time as the session may have on its way.
 
-use scsi::Sense;
+use scsi::{Sense, Work};
 
 use super::{Next, Session};
 use crate::outbox::Outbox;
@@ -13,6 +13,9 @@ pub(super) const MAX_SOLICITED_BYTES: u32 = 8 << 20;
 /// Small pieces of data-out held back to be put together, over all tasks of a
 /// session; past it they go to the disk one by one.
 pub(super) const MAX_STAGED_BYTES: usize = 1 << 20;
+/// Data-out of commands that are taken as a whole, over all of a session, from
+/// their begin to their end; one more is refused (TASK SET FULL).
+pub(super) const MAX_GATHERED_BYTES: u64 = 4 << 20;
 
 impl Session<'_> {
     /// Whether the data that comes with a command, or is announced to follow,
@@ -145,8 +148,24 @@ impl Session<'_> {
         Next::Continue
     }
 
+    /// Whether the data of a command may be kept until all of it is there and
+    /// used; that of one alone always may.
+    pub(super) fn may_gather(&self, work: &Work) -> bool {
+        let gathered = |work: &Work| match work.data_out() {
+            scsi::DataOut::Gathered(bytes) => bytes,
+            _ => 0,
+        };
+        let more = gathered(work);
+        if more == 0 {
+            return true;
+        }
+        let coming: u64 = self.tasks.values().map(|t| gathered(&t.work)).sum();
+        let there: u64 = self.running.values().map(|r| gathered(&r.work)).sum();
+        coming + there == 0 || coming + there + more <= MAX_GATHERED_BYTES
+    }
+
     /// How much more data-out may be held back. Gathered commands are not
-    /// asked: they are short.
+    /// asked again.
     pub(super) fn staging_room(&self) -> usize {
         let staged: usize = self.tasks.values().map(Task::staged_bytes).sum();
         MAX_STAGED_BYTES.saturating_sub(staged)

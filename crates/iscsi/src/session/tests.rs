@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use scsi::disk::{Access, Disk, DiskError, Durability, Geometry, Ram, Segment};
 use scsi::{Identity, LogicalUnit};
 
-use super::data_out::{MAX_SOLICITED_BYTES, MAX_STAGED_BYTES};
+use super::data_out::{MAX_GATHERED_BYTES, MAX_SOLICITED_BYTES, MAX_STAGED_BYTES};
 use super::*;
 use crate::outbox::{Gone, Part, Sink};
 use crate::task::Task;

@@ -186,3 +186,27 @@ fn a_write_that_ended_is_in_no_queue_for_data() {
     assert_eq!(lab.heard().len(), 100);
     assert_eq!(lab.session.unasked.len(), 1);
 }
+
+#[test]
+fn data_of_commands_that_are_taken_as_a_whole_is_bounded() {
+    let mut lab = Lab::new();
+    lab.session.window = 64;
+    assert!(lab.command(&[0; 6], 0, 0x80, &[])[0].is_good());
+    // COMPARE AND WRITE of 255 blocks, and as many to compare.
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (0x89, 255);
+    let answers: Vec<Heard> = (0..20)
+        .map(|_| lab.command(&cdb, 2 * 255 * 512, 0xa0, &[]).remove(0))
+        .collect();
+    let asked = answers.iter().filter(|heard| heard.opcode == 0x31).count();
+    let full = answers
+        .iter()
+        .filter(|heard| heard.opcode == 0x21 && heard.bytes[1] == TASK_SET_FULL)
+        .count();
+    assert_eq!((asked, full), (16, 4));
+    assert!(16 * 2 * 255 * 512 <= MAX_GATHERED_BYTES);
+    // Once one has ended there is room for another.
+    lab.manage(1, answers[0].itt);
+    assert_eq!(lab.heard()[0].bytes[0], 0);
+    assert_eq!(lab.command(&cdb, 2 * 255 * 512, 0xa0, &[])[0].opcode, 0x31);
+}
