@@ -10,6 +10,8 @@ use crate::keys::OUR_MAX_RECV_DATA_SEGMENT_LENGTH;
 use crate::session::Data;
 use crate::wire::{BHS_BYTES, Bhs, Lengths, padding};
 
+/// The buffer of a connection from which nothing much has come yet.
+const FIRST_BUFFER_BYTES: usize = 4 << 10;
 /// The buffer of a connection that moves little.
 const SMALL_BUFFER_BYTES: usize = 64 << 10;
 /// The buffer of one that is written to: two PDUs of full length.
@@ -27,7 +29,7 @@ impl Inbox {
     pub(crate) fn new(digests: Digests) -> Inbox {
         Inbox {
             digests,
-            buffer: vec![0; SMALL_BUFFER_BYTES],
+            buffer: vec![0; FIRST_BUFFER_BYTES],
             start: 0,
             end: 0,
         }
@@ -78,6 +80,9 @@ impl Inbox {
         self.make_room();
         let got = reader.read(&mut self.buffer[self.end..])?;
         self.end += got;
+        if self.end == FIRST_BUFFER_BYTES && self.buffer.len() == FIRST_BUFFER_BYTES {
+            self.buffer.resize(SMALL_BUFFER_BYTES, 0); // there may be more
+        }
         Ok(got)
     }
 
@@ -96,8 +101,12 @@ impl Inbox {
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
-        if wanted > self.buffer.len() {
-            self.buffer.resize(LARGE_BUFFER_BYTES, 0);
+        let bytes = match wanted {
+            ..=SMALL_BUFFER_BYTES => SMALL_BUFFER_BYTES,
+            _ => LARGE_BUFFER_BYTES,
+        };
+        if bytes > self.buffer.len() {
+            self.buffer.resize(bytes, 0);
         }
     }
 

@@ -1,14 +1,14 @@
 //! Sockets, threads and the clock of the iSCSI target.
 //!
 //! One *reception* thread accepts connections and watches those that have not
-//! logged in; a small pool runs logins; every logged-in connection has a
-//! thread of its own that blocks on its socket; a pool of workers runs what
-//! would keep such a thread from answering pings.
+//! logged in; a small staff runs logins; every logged-in connection keeps the
+//! thread that has run its login, which blocks on its socket; a pool of workers
+//! runs what would keep such a thread from answering pings.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ mod connection;
 mod pulse;
 mod reception;
 mod registry;
+mod staff;
 mod workers;
 
 pub(crate) use registry::Stats;
@@ -69,7 +70,7 @@ impl Server {
     ) -> io::Result<Server> {
         let listeners = portals
             .iter()
-            .map(|portal| listen(*portal))
+            .map(|portal| listen(*portal, &limits))
             .collect::<io::Result<Vec<_>>>()?;
         let portals = listeners
             .iter()
@@ -87,6 +88,7 @@ impl Server {
             portals: portals.clone(),
             asks_for_logout: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            departing: AtomicUsize::new(0),
         });
         let wake = Arc::new(Wake::new()?);
         let reception = Reception::new(shared.clone(), wake.clone(), listeners)?;
@@ -174,6 +176,8 @@ struct Shared {
     asks_for_logout: AtomicBool,
     /// Going: finish what has come and start nothing.
     draining: AtomicBool,
+    /// Connections that have logged out and have yet to be closed.
+    departing: AtomicUsize,
 }
 
 impl Shared {
@@ -197,7 +201,7 @@ fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-fn listen(portal: SocketAddr) -> io::Result<TcpListener> {
+fn listen(portal: SocketAddr, limits: &Limits) -> io::Result<TcpListener> {
     let domain = socket2::Domain::for_address(portal);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -205,6 +209,7 @@ fn listen(portal: SocketAddr) -> io::Result<TcpListener> {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    connection::configure(&socket, limits)?;
     socket.bind(&portal.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

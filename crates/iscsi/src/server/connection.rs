@@ -1,4 +1,5 @@
-//! A logged-in connection: one thread that blocks on its socket.
+//! A logged-in connection: one thread that blocks on its socket, the one that
+//! has run its login.
 //!
 //! Everything a receive brought is handled before one vectored send. Only
 //! while a worker works for the connection does it wait for two things.
@@ -18,18 +19,18 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::TcpKeepalive;
 
 use super::pulse::{Beat, Pulse};
-use super::registry::{Entered, HangUp};
+use super::registry::{Entered, HangUp, ThreadCount};
 use super::workers::Mailbox;
 use super::{LOGOUT_WAIT, Shared, count};
 use crate::digest::Digests;
 use crate::inbox::Inbox;
+use crate::keys::Parameters;
 use crate::login::{Entrance, LoginStatus};
 use crate::outbox::{Gone, Outbox, Part, Sink};
 use crate::session::{Next, Session, Start};
@@ -45,98 +46,150 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// asking costs a warm read a tenth of its price, not asking makes a cold batch
 /// wait for one read after the other.
 const COLD_SENDS: u32 = 1024;
-/// How long a peer that has logged out may take to close.
+/// How long a peer that has logged out may go on sending before it closes.
 const LAST_READ: Duration = Duration::from_secs(1);
+/// Peers that have logged out and are waited for at once; another is not.
+const MAX_DEPARTING: usize = 64;
 
-/// Hands a login that has agreed on everything to a thread.
-pub(super) fn start(
-    shared: &Arc<Shared>,
-    stream: &TcpStream,
-    entrance: &Entrance,
-    entered: Entered,
-    attachment: Option<Attachment>,
-) -> Result<(), LoginStatus> {
-    let failed = |error: io::Error| {
-        tracing::warn!(%error, "a connection could not be set up");
-        LoginStatus::OUT_OF_RESOURCES
-    };
-    configure(stream, &shared.limits).map_err(failed)?;
-    let mailbox = Arc::new(Mailbox::new().map_err(failed)?);
-    let ours = Arc::new(stream.try_clone().map_err(failed)?);
-    let theirs = ours.clone();
-    let bell = mailbox.clone();
-    let hang_up = move |how| {
-        let how = match how {
-            HangUp::Now => Shutdown::Both,
-            HangUp::WhenIdle => Shutdown::Read,
-            HangUp::Asked => return bell.ring(),
-        };
-        let _ = theirs.shutdown(how);
-    };
-    if !entered.establish(Box::new(hang_up)) {
-        return Err(LoginStatus::SERVICE_UNAVAILABLE);
-    }
-    let window = shared.limits.tasks_per_session.max(1);
-    let (answer, stat_sn) = entrance.accept(entered.tsih, window);
-    let connection = Connection {
-        shared: shared.clone(),
-        stream: ours,
-        mailbox,
-        login: entrance.login.clone(),
-        answer,
-        digests: Digests::of(&entrance.parameters),
-        target: attachment.as_ref().map(|a| a.target.clone()),
-    };
-    let parameters = entrance.parameters.clone();
-    let exp_cmd_sn = entrance.exp_cmd_sn;
-    let cid = entrance.cid();
-    let thread_count = shared.sessions.thread();
-    let run = move || {
-        // Dropped in the reverse order: the target is let go of, then the
-        // session leaves the list, then whoever waits for its end hears.
-        let _thread_count = thread_count;
-        let _guard = attachment.map(|attachment| attachment.guard);
-        let entered = entered;
-        let connection = connection;
-        let start = Start {
-            login: &connection.login,
-            parameters,
-            target: connection.target.as_ref(),
-            targets: &*connection.shared.targets,
-            portals: &connection.shared.portals,
-            stats: &entered.stats,
-            cid,
-            window,
-            stat_sn,
-            exp_cmd_sn,
-        };
-        let login = &connection.login;
-        tracing::debug!(session = %entered.id, initiator = login.initiator,
-            target = login.target, peer = %login.peer, "logged in");
-        let reason = connection.run(Session::new(start), &entered);
-        tracing::debug!(session = %entered.id, initiator = login.initiator, reason, "session ended");
-    };
-    let spawned = thread::Builder::new()
-        .name("iscsi-session".into())
-        .spawn(run);
-    spawned.map_err(failed)?;
-    count(&shared.counters.logins);
-    Ok(())
-}
-
-fn configure(stream: &TcpStream, limits: &Limits) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(QUIET))?;
-    stream.set_write_timeout(Some(limits.send_timeout))?;
-    let socket = SockRef::from(stream);
+/// Sets what every connection of a listening socket inherits (`accept(2)`).
+pub(super) fn configure(listener: &socket2::Socket, limits: &Limits) -> io::Result<()> {
+    listener.set_tcp_nodelay(true)?;
+    listener.set_read_timeout(Some(QUIET))?;
+    listener.set_write_timeout(Some(limits.send_timeout))?;
     // Idle for half the time, then probes over the other half.
     let half = limits.silence.max(Duration::from_secs(2)) / 2;
     let keepalive = TcpKeepalive::new()
         .with_time(half)
         .with_interval((half / KEEPALIVE_PROBES).max(Duration::from_secs(1)))
         .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(limits.silence))
+    listener.set_tcp_keepalive(&keepalive)?;
+    listener.set_tcp_user_timeout(Some(limits.silence))
+}
+
+/// A login that has agreed on everything: what a thread serves next.
+///
+/// Dropped in this order: the target is let go of, then the session leaves the
+/// list, then whoever waits for its end hears.
+pub(super) struct LoggedIn {
+    connection: Connection,
+    parameters: Parameters,
+    cid: u16,
+    stat_sn: u32,
+    exp_cmd_sn: u32,
+    entered: Entered,
+    _guard: Option<Box<dyn Send + Sync>>,
+    _thread_count: ThreadCount,
+}
+
+impl LoggedIn {
+    /// Makes the session visible.
+    pub(super) fn begin(
+        shared: &Arc<Shared>,
+        stream: &Arc<TcpStream>,
+        entrance: &Entrance,
+        entered: Entered,
+        attachment: Option<Attachment>,
+    ) -> Result<LoggedIn, LoginStatus> {
+        let mailbox = Mailbox::new().map_err(|error| {
+            tracing::warn!(%error, "a connection could not be set up");
+            LoginStatus::OUT_OF_RESOURCES
+        })?;
+        let mailbox = Arc::new(mailbox);
+        let theirs = stream.clone();
+        let bell = mailbox.clone();
+        let hang_up = move |how| {
+            let how = match how {
+                HangUp::Now => Shutdown::Both,
+                HangUp::WhenIdle => Shutdown::Read,
+                HangUp::Asked => return bell.ring(),
+            };
+            let _ = theirs.shutdown(how);
+        };
+        if !entered.establish(Box::new(hang_up)) {
+            return Err(LoginStatus::SERVICE_UNAVAILABLE);
+        }
+        count(&shared.counters.logins);
+        let window = shared.limits.tasks_per_session.max(1);
+        let (answer, stat_sn) = entrance.accept(entered.tsih, window);
+        let (target, guard) = match attachment {
+            Some(Attachment { target, guard }) => (Some(target), Some(guard)),
+            None => (None, None),
+        };
+        Ok(LoggedIn {
+            connection: Connection {
+                shared: shared.clone(),
+                stream: stream.clone(),
+                mailbox,
+                login: entrance.login.clone(),
+                answer,
+                digests: Digests::of(&entrance.parameters),
+                target,
+            },
+            parameters: entrance.parameters.clone(),
+            cid: entrance.cid(),
+            stat_sn,
+            exp_cmd_sn: entrance.exp_cmd_sn,
+            entered,
+            _guard: guard,
+            _thread_count: shared.sessions.thread(),
+        })
+    }
+
+    /// Serves the session to its end.
+    pub(super) fn serve(self) {
+        let connection = &self.connection;
+        let shared = connection.shared.clone();
+        let start = Start {
+            login: &connection.login,
+            parameters: self.parameters.clone(),
+            target: connection.target.as_ref(),
+            targets: &*shared.targets,
+            portals: &shared.portals,
+            stats: &self.entered.stats,
+            cid: self.cid,
+            window: shared.limits.tasks_per_session.max(1),
+            stat_sn: self.stat_sn,
+            exp_cmd_sn: self.exp_cmd_sn,
+        };
+        let login = &connection.login;
+        tracing::debug!(session = %self.entered.id, initiator = login.initiator,
+            target = login.target, peer = %login.peer, "logged in");
+        let end = connection.run(Session::new(start), &self.entered);
+        tracing::debug!(session = %self.entered.id, initiator = login.initiator,
+            reason = end.reason(), "session ended");
+        if end == End::LoggedOut {
+            let stream = connection.stream.clone();
+            drop(self);
+            linger(&shared, &stream);
+        }
+    }
+}
+
+/// Lets a peer that has logged out close first, so that our last response is
+/// not lost. Nothing of the session is left meanwhile.
+fn linger(shared: &Shared, mut stream: &TcpStream) {
+    if shared.departing.fetch_add(1, Ordering::Relaxed) < MAX_DEPARTING {
+        let deadline = Instant::now() + LAST_READ;
+        let mut scrap = [0; 512];
+        while matches!(stream.read(&mut scrap), Ok(1..)) && Instant::now() < deadline {}
+    }
+    shared.departing.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// How a connection has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    LoggedOut,
+    For(&'static str),
+}
+
+impl End {
+    fn reason(self) -> &'static str {
+        match self {
+            End::LoggedOut => "logged out",
+            End::For(reason) => reason,
+        }
+    }
 }
 
 struct Connection {
@@ -152,8 +205,8 @@ struct Connection {
 }
 
 impl Connection {
-    /// Serves the connection to its end; says why it ended.
-    fn run(&self, mut session: Session<'_>, entered: &Entered) -> &'static str {
+    /// Serves the connection to its end.
+    fn run(&self, mut session: Session<'_>, entered: &Entered) -> End {
         let _idle = IdleAtLast(&self.mailbox);
         if let Some(target) = &self.target {
             let bell: Weak<Mailbox> = Arc::downgrade(&self.mailbox);
@@ -166,7 +219,7 @@ impl Connection {
         outbox.bytes(&self.answer);
         outbox.protect(self.digests);
         let mut units = Arc::new(Units::none());
-        let reason = loop {
+        let end = loop {
             let older = std::mem::replace(&mut units, self.units());
             let mut out = outbox;
             session.move_on(&older, &units, &mut out);
@@ -174,18 +227,22 @@ impl Connection {
             let input = (&mut inbox, &mut pulse);
             let served = self.serve(&units, input, &mut session, &mut out);
             outbox = out.let_go();
-            if let ControlFlow::Break(reason) = served {
-                break reason;
+            if let ControlFlow::Break(end) = served {
+                break end;
             }
         };
         session.call_off();
         session.publish();
         let rejects = &self.shared.counters.rejects;
         rejects.fetch_add(session.rejects(), Ordering::Relaxed);
-        let _ = self.stream.shutdown(Shutdown::Both);
+        let rest = match end {
+            End::LoggedOut => Shutdown::Write,
+            End::For(_) => Shutdown::Both,
+        };
+        let _ = self.stream.shutdown(rest);
         self.mailbox.wait_until_harmless();
         entered.leave();
-        reason
+        end
     }
 
     /// The units of the target, as they are now.
@@ -203,7 +260,7 @@ impl Connection {
         (inbox, pulse): (&mut Inbox, &mut Pulse),
         session: &mut Session<'_>,
         out: &mut Outbox<'u>,
-    ) -> ControlFlow<&'static str> {
+    ) -> ControlFlow<End> {
         loop {
             let next = self.handle(units, inbox, session, out);
             let stays = next == Next::Continue;
@@ -214,16 +271,16 @@ impl Connection {
             self.send_jobs(session);
             session.publish();
             if let Err(gone) = out.flush() {
-                return ControlFlow::Break(self.lose(units, gone));
+                return ControlFlow::Break(End::For(self.lose(units, gone)));
             }
             if next != Next::Continue {
                 return ControlFlow::Break(self.end(units, next, session, out));
             }
             if self.shared.is_draining() && !session.is_busy() {
-                return ControlFlow::Break("the server is going");
+                return ControlFlow::Break(End::For("the server is going"));
             }
             if let Err(reason) = self.wait(units, (inbox, pulse), session, out) {
-                return ControlFlow::Break(reason);
+                return ControlFlow::Break(End::For(reason));
             }
             let target = self.target.as_ref();
             if target.is_some_and(|target| target.has_changed_since(units)) {
@@ -232,19 +289,16 @@ impl Connection {
         }
     }
 
-    /// Ends the connection as the session says; tells why.
+    /// Ends the connection as the session says.
     fn end<'u>(
         &self,
         units: &'u Units,
         next: Next,
         session: &mut Session<'_>,
         out: &mut Outbox<'u>,
-    ) -> &'static str {
+    ) -> End {
         match next {
-            Next::Continue | Next::Close => {
-                self.linger();
-                "logged out"
-            }
+            Next::Continue | Next::Close => End::LoggedOut,
             Next::CloseTarget => {
                 // The response may have to wait for workers to let go.
                 self.mailbox.wait_until_harmless();
@@ -252,11 +306,11 @@ impl Connection {
                 if let Some(target) = &self.login.target {
                     self.shared.sessions.hang_up_target(target);
                 }
-                "the target was reset"
+                End::For("the target was reset")
             }
             Next::Broken(how) => {
                 count(&self.shared.counters.malformed_pdus);
-                how
+                End::For(how)
             }
         }
     }
@@ -389,15 +443,6 @@ impl Connection {
                 "mapped data is not there"
             }
         }
-    }
-
-    /// Lets the peer close first, so that our last response is not lost.
-    fn linger(&self) {
-        let deadline = Instant::now() + LAST_READ;
-        let _ = self.stream.shutdown(Shutdown::Write);
-        let _ = self.stream.set_read_timeout(Some(LAST_READ));
-        let mut scrap = [0; 512];
-        while matches!((&*self.stream).read(&mut scrap), Ok(1..)) && Instant::now() < deadline {}
     }
 }
 

@@ -1,23 +1,29 @@
 //! Reception: accepts connections and takes them through their login.
 //!
 //! Half-open connections are only watched; when a whole login PDU has come, a
-//! login thread gets the connection and gives it back with the answer sent. A
+//! login thread gets the connection. It stays a moment for the next PDU, which
+//! most initiators send at once, before it gives the connection back. A
 //! thousand connections that say nothing cost a thousand file descriptors and
 //! no thread.
 
-use std::collections::{HashMap, VecDeque};
-use std::io::{self, Read, Write};
+use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::connection::LoggedIn;
 use super::registry::EnterError;
-use super::{Shared, connection, count};
+use super::staff::{Duty, Staff};
+use super::{Shared, count};
 use crate::login::{
     Entrance, LoginStatus, MAX_LOGIN_DATA_BYTES, Negotiation, Progress, Refusal, Site,
 };
@@ -26,6 +32,10 @@ use crate::{Attachment, Login, LoginRefusal, Refused};
 
 /// How long to wait when there are no file descriptors left to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a login thread waits for a PDU before it gives the connection
+/// back: a few round trips of a local network, and so little that a flood of
+/// connections that say nothing delays no login noticeably.
+const PATIENCE: Duration = Duration::from_micros(500);
 
 /// Wakes the reception thread.
 pub(super) struct Wake(OwnedFd);
@@ -54,7 +64,7 @@ pub(super) struct Reception {
     listeners: Vec<TcpListener>,
     waiting: Vec<HalfOpen>,
     places: Arc<Places>,
-    logins: Arc<Queue>,
+    staff: Arc<Staff<HalfOpen>>,
     /// Where login threads put what they are done with.
     returned: Arc<Mutex<Vec<HalfOpen>>>,
     /// Accepting has failed, and that was said.
@@ -67,7 +77,8 @@ impl Reception {
         wake: Arc<Wake>,
         listeners: Vec<TcpListener>,
     ) -> io::Result<Reception> {
-        let logins = Arc::new(Queue::default());
+        let limit = shared.limits.login_threads.max(1);
+        let staff = Arc::new(Staff::new(limit));
         let returned = Arc::new(Mutex::new(Vec::new()));
         let reception = Reception {
             shared: shared.clone(),
@@ -75,20 +86,18 @@ impl Reception {
             listeners,
             waiting: Vec::new(),
             places: Arc::default(),
-            logins: logins.clone(),
+            staff: staff.clone(),
             returned: returned.clone(),
             cannot_accept: false,
         };
-        for _ in 0..shared.limits.login_threads.max(1) {
-            let clerk = Clerk {
-                shared: shared.clone(),
-                wake: wake.clone(),
-                logins: logins.clone(),
-                returned: returned.clone(),
-            };
-            thread::Builder::new()
-                .name("iscsi-login".into())
-                .spawn(move || clerk.run())?;
+        let clerk = Clerk {
+            shared,
+            wake,
+            staff,
+            returned,
+        };
+        for _ in 0..limit {
+            clerk.hire()?;
         }
         Ok(reception)
     }
@@ -97,7 +106,9 @@ impl Reception {
     pub(super) fn run(mut self) {
         while !self.shared.is_draining() {
             let ready = self.wait();
-            self.wake.clear();
+            if ready.wake {
+                self.wake.clear();
+            }
             let returned = self.take_returned();
             self.expire();
             if ready.listeners {
@@ -137,6 +148,7 @@ impl Reception {
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
         let connections = 1 + self.listeners.len();
         Ready {
+            wake: is_ready(&fds[0]),
             listeners: fds[1..connections].iter().any(is_ready),
             connections: fds[connections..].iter().map(is_ready).collect(),
         }
@@ -201,8 +213,6 @@ impl Reception {
             limits.half_open_logins,
             limits.half_open_logins_per_address,
         )?;
-        stream.set_nonblocking(true).ok()?;
-        stream.set_nodelay(true).ok()?;
         let portal = stream.local_addr().ok()?;
         Some(HalfOpen {
             negotiation: Negotiation::new(peer, portal),
@@ -234,7 +244,8 @@ impl Reception {
         let mut ready = ready.into_iter();
         for mut half_open in std::mem::take(&mut self.waiting) {
             // Those accepted just now have not been polled yet.
-            let is_ready = ready.next().unwrap_or(true);
+            let polled = ready.next();
+            let is_ready = polled.unwrap_or(true);
             if half_open.closed {
                 continue;
             }
@@ -243,15 +254,15 @@ impl Reception {
                 continue;
             }
             match half_open.read() {
+                // Its first PDU is about to come.
+                Ok(Whole::No) if polled.is_none() => {
+                    if let Err(half_open) = self.staff.offer(half_open) {
+                        self.waiting.push(half_open);
+                    }
+                }
                 Ok(Whole::No) => self.waiting.push(half_open),
-                Ok(Whole::Yes) => {
-                    self.logins.push(half_open);
-                }
-                Err(ReadError::Gone) => {}
-                Err(ReadError::NoLogin) => {
-                    tracing::debug!(peer = %half_open.peer, "sent what is no login PDU");
-                    count(&self.shared.counters.malformed_pdus);
-                }
+                Ok(Whole::Yes) => self.staff.push(half_open),
+                Err(error) => half_open.drop_for(error, &self.shared),
             }
         }
     }
@@ -259,59 +270,13 @@ impl Reception {
 
 impl Drop for Reception {
     fn drop(&mut self) {
-        self.logins.close();
-    }
-}
-
-/// Logins that wait for a thread. A channel's receiver behind a lock would
-/// wake two threads for each: the one that takes it, and the next in line.
-#[derive(Default)]
-struct Queue {
-    state: Mutex<QueueState>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct QueueState {
-    waiting: VecDeque<HalfOpen>,
-    closed: bool,
-}
-
-impl Queue {
-    fn push(&self, half_open: HalfOpen) {
-        self.lock().waiting.push_back(half_open);
-        self.changed.notify_one();
-    }
-
-    /// Waits for a login; `None` once closed and empty.
-    fn next(&self) -> Option<HalfOpen> {
-        let mut state = self.lock();
-        loop {
-            if let Some(half_open) = state.waiting.pop_front() {
-                return Some(half_open);
-            }
-            if state.closed {
-                return None;
-            }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    fn close(&self) {
-        self.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.staff.close();
     }
 }
 
 #[derive(Default)]
 struct Ready {
+    wake: bool,
     listeners: bool,
     /// In the order of the half-open connections.
     connections: Vec<bool>,
@@ -361,15 +326,37 @@ impl HalfOpen {
             }
             let have = self.buffer.len();
             self.buffer.resize(wanted, 0);
-            let result = self.stream.read(&mut self.buffer[have..]);
-            let got = *result.as_ref().unwrap_or(&0);
+            let result = recv(&self.stream, &mut self.buffer[have..], RecvFlags::DONTWAIT);
+            let got = result.map_or(0, |(got, _)| got);
             self.buffer.truncate(have + got);
             match result {
-                Ok(0) => return Err(ReadError::Gone),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Whole::No),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok((0, _)) => return Err(ReadError::Gone),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Whole::No),
                 Err(_) => return Err(ReadError::Gone),
+            }
+        }
+    }
+
+    /// Closes the connection, for a reason that may have to be counted.
+    fn drop_for(self, error: ReadError, shared: &Shared) {
+        if let ReadError::NoLogin = error {
+            tracing::debug!(peer = %self.peer, "sent what is no login PDU");
+            count(&shared.counters.malformed_pdus);
+        }
+    }
+
+    /// Reads until the next PDU is whole, but waits no longer than `deadline`.
+    fn read_until(&mut self, deadline: Instant) -> Result<Whole, ReadError> {
+        loop {
+            if let Whole::Yes = self.read()? {
+                return Ok(Whole::Yes);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+            match Timespec::try_from(left) {
+                Ok(left) if poll(&mut fds, Some(&left)) == Ok(1) => {}
+                _ => return Ok(Whole::No), // time is up, or as good as that
             }
         }
     }
@@ -425,27 +412,81 @@ impl Drop for Place {
 }
 
 /// A login thread.
+#[derive(Clone)]
 struct Clerk {
     shared: Arc<Shared>,
     wake: Arc<Wake>,
-    logins: Arc<Queue>,
+    staff: Arc<Staff<HalfOpen>>,
     returned: Arc<Mutex<Vec<HalfOpen>>>,
 }
 
+/// What one login PDU has led to: an answer, with the login going on, or its
+/// end, which may be a session.
+type Step = ControlFlow<Option<LoggedIn>, HalfOpen>;
+
 impl Clerk {
+    /// Another like this one.
+    fn hire(&self) -> io::Result<()> {
+        let clerk = self.clone();
+        thread::Builder::new()
+            .name("iscsi-session".into())
+            .spawn(move || clerk.run())
+            .map(drop)
+    }
+
     fn run(&self) {
-        while let Some(half_open) = self.logins.next() {
+        while let Some((half_open, mut duty)) = self.staff.next() {
             // A site that panics costs its login, not the pool.
-            if catch_unwind(AssertUnwindSafe(|| self.step(half_open))).is_err() {
-                tracing::error!("a login panicked");
+            let login = || self.attend(half_open, &mut duty);
+            match catch_unwind(AssertUnwindSafe(login)) {
+                Ok(None) => {}
+                Ok(Some(session)) => {
+                    if catch_unwind(AssertUnwindSafe(|| session.serve())).is_err() {
+                        tracing::error!("a session panicked");
+                    }
+                }
+                Err(_) => tracing::error!("a login panicked"),
+            }
+            if !duty.end() {
+                return;
             }
         }
     }
 
+    /// Takes a login as far as its initiator goes at once; the session, when
+    /// that is all the way.
+    fn attend(&self, mut half_open: HalfOpen, duty: &mut Duty<'_, HalfOpen>) -> Option<LoggedIn> {
+        loop {
+            match half_open.read_until(Instant::now() + PATIENCE) {
+                Ok(Whole::Yes) => {}
+                Ok(Whole::No) => {
+                    self.give_back(half_open);
+                    return None;
+                }
+                Err(error) => {
+                    half_open.drop_for(error, &self.shared);
+                    return None;
+                }
+            }
+            match self.step(half_open, duty) {
+                Step::Continue(next) => half_open = next,
+                Step::Break(session) => return session,
+            }
+        }
+    }
+
+    /// Has reception watch a connection again.
+    fn give_back(&self, half_open: HalfOpen) {
+        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
+        returned.push(half_open);
+        drop(returned);
+        self.wake.wake();
+    }
+
     /// Answers one login PDU.
-    fn step(&self, half_open: HalfOpen) {
+    fn step(&self, half_open: HalfOpen, duty: &mut Duty<'_, HalfOpen>) -> Step {
         let HalfOpen {
-            mut stream,
+            stream,
             peer,
             deadline,
             negotiation,
@@ -456,7 +497,7 @@ impl Clerk {
         let request = buffer.first_chunk().map(Request::parse);
         let Some(Ok(Request::Login(request))) = request else {
             count(&self.shared.counters.malformed_pdus);
-            return;
+            return Step::Break(None);
         };
         let text = &buffer[BHS_BYTES..BHS_BYTES + lengths(&buffer)];
         let shared = &self.shared;
@@ -472,15 +513,8 @@ impl Clerk {
         let who = negotiation.login().map(|login| login.initiator.clone());
         let (negotiation, progress) = negotiation.receive(&request, text, &site);
         match progress {
-            Progress::Reply(answer) => {
-                let Some(negotiation) = negotiation else {
-                    return;
-                };
-                // A login answer always fits into an empty send buffer.
-                if stream.write_all(&answer).is_err() {
-                    return;
-                }
-                let half_open = HalfOpen {
+            Progress::Reply(answer) => match negotiation {
+                Some(negotiation) if send_answer(&stream, &answer) => Step::Continue(HalfOpen {
                     stream,
                     peer,
                     deadline,
@@ -488,39 +522,47 @@ impl Clerk {
                     buffer: Vec::new(),
                     closed,
                     place,
-                };
-                let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-                returned.push(half_open);
-                drop(returned);
-                self.wake.wake();
-            }
+                }),
+                _ => Step::Break(None),
+            },
             Progress::Refuse(answer, refusal) => {
                 tracing::debug!(%peer, initiator = ?who, status = %refusal.status,
                     reason = refusal.reason, "login refused");
                 count(&shared.counters.logins_refused);
-                let _ = stream.write_all(&answer);
+                send_answer(&stream, &answer);
+                Step::Break(None)
             }
             Progress::Enter(entrance) => {
                 drop(place);
-                self.enter(stream, &entrance);
+                self.enter(stream, &entrance, duty)
             }
         }
     }
 
-    /// Opens the target and hands the connection to a thread of its own.
-    fn enter(&self, mut stream: TcpStream, entrance: &Entrance) {
+    /// Opens the target and begins the session.
+    fn enter(&self, stream: TcpStream, entrance: &Entrance, duty: &mut Duty<'_, HalfOpen>) -> Step {
         let shared = &self.shared;
-        if let Err(refusal) = self.try_enter(&stream, entrance) {
-            let login = &entrance.login;
-            tracing::debug!(peer = %login.peer, initiator = login.initiator,
-                target = login.target, status = %refusal.status,
-                reason = refusal.reason, "login refused");
-            count(&shared.counters.logins_refused);
-            let _ = stream.write_all(&entrance.refuse(&refusal));
+        let stream = Arc::new(stream);
+        match self.try_enter(&stream, entrance, duty) {
+            Ok(session) => Step::Break(Some(session)),
+            Err(refusal) => {
+                let login = &entrance.login;
+                tracing::debug!(peer = %login.peer, initiator = login.initiator,
+                    target = login.target, status = %refusal.status,
+                    reason = refusal.reason, "login refused");
+                count(&shared.counters.logins_refused);
+                send_answer(&stream, &entrance.refuse(&refusal));
+                Step::Break(None)
+            }
         }
     }
 
-    fn try_enter(&self, stream: &TcpStream, entrance: &Entrance) -> Result<(), Refusal> {
+    fn try_enter(
+        &self,
+        stream: &Arc<TcpStream>,
+        entrance: &Entrance,
+        duty: &mut Duty<'_, HalfOpen>,
+    ) -> Result<LoggedIn, Refusal> {
         let shared = &self.shared;
         let login = &entrance.login;
         let refuse = |refusal: Refusal| {
@@ -538,7 +580,13 @@ impl Clerk {
             None => None,
             Some(_) => Some(self.open(login)?),
         };
-        connection::start(shared, stream, entrance, entered, attachment)
+        let relieved = duty.relieve(|| self.hire());
+        let relieved = relieved.map_err(|error| {
+            tracing::warn!(%error, "no thread can be started");
+            LoginStatus::OUT_OF_RESOURCES
+        });
+        relieved
+            .and_then(|()| LoggedIn::begin(shared, stream, entrance, entered, attachment))
             .map_err(|status| refuse(status.because("its session could not begin")))
     }
 
@@ -576,6 +624,12 @@ impl From<EnterError> for Refusal {
             }
         }
     }
+}
+
+/// Sends a login answer; whether that worked. It always fits into an empty
+/// send buffer.
+fn send_answer(stream: &TcpStream, answer: &[u8]) -> bool {
+    send(stream, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Ok(answer.len())
 }
 
 /// Data bytes of a whole PDU.

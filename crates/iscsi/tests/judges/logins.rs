@@ -1,6 +1,7 @@
 //! Logins over real sockets: CHAP both ways, redirects, connections that come
 //! back, discovery, and floods of those that never log in.
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -186,6 +187,35 @@ fn a_session_that_has_ended_is_no_session_to_come_back_to() {
     Lab::eventually("it leaves", || lab.server().sessions().list().is_empty());
     assert_eq!(lab.server().sessions().count(), 1);
     assert_eq!(log_in_again(&lab, 1, tsih, 5).1, [2, 0x0a]);
+}
+
+// Threads.
+
+#[test]
+fn sessions_that_come_and_go_share_their_threads() {
+    const SESSIONS: u8 = 60;
+    let lab = Lab::new();
+    let mut threads = HashSet::new();
+    for qualifier in 0..SESSIONS {
+        let mut initiator = lab.initiator(qualifier);
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        threads.extend(tasks.map(|task| task.unwrap().file_name()));
+        initiator.log_out();
+        assert!(initiator.receive().is_ok());
+        Lab::eventually("it has ended", || lab.server().sessions().count() == 0);
+    }
+    assert!(threads.len() < usize::from(SESSIONS), "{}", threads.len());
+}
+
+#[test]
+fn a_login_may_take_its_time_between_two_bytes() {
+    let lab = Lab::new();
+    let mut initiator = Initiator::connect(lab.portal, 1);
+    for piece in Initiator::login_bytes(1, initiator.cmd_sn).chunks(29) {
+        thread::sleep(Duration::from_millis(3));
+        initiator.stream.write_all(piece).unwrap();
+    }
+    assert_eq!(initiator.login_answer(), Some([0, 0]));
 }
 
 // Half-open logins.

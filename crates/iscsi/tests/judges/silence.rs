@@ -14,7 +14,7 @@ impl Initiator {
         self.send(bhs, &[]);
     }
 
-    fn log_out(&mut self) {
+    pub(super) fn log_out(&mut self) {
         let mut bhs = [0; 48];
         (bhs[0], bhs[1]) = (0x46, 0x80);
         bhs[24..28].copy_from_slice(&self.cmd_sn.to_be_bytes());
