@@ -246,8 +246,9 @@ pub struct Limits {
     /// From connect to the end of the login.
     pub login_deadline: Duration,
     /// Threads that run logins, and so ask [`Targets`]. One target gets half
-    /// of them at most; one login more is told to come back (0301). Who has
-    /// logged in keeps its thread, and another one takes its place here.
+    /// of them at most; one login more waits 2 seconds for its turn, and is
+    /// then told to come back (0301). Who has logged in keeps its thread, and
+    /// another one takes its place here.
     pub login_threads: usize,
     /// Threads that run flushes and other slow commands; one unit gets a
     /// quarter of them at most.

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::connection::LoggedIn;
-use super::registry::EnterError;
+use super::registry::{EnterError, Entered};
 use super::staff::{Duty, Staff};
 use super::{Shared, count};
 use crate::login::{
@@ -32,6 +32,10 @@ use crate::{Attachment, Login, LoginRefusal, Refused};
 
 /// How long to wait when there are no file descriptors left to accept with.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a login waits while as many of its target are under way as may be,
+/// and how often it looks again: a hundred machines may boot from one target.
+const CROWD_WAIT: Duration = Duration::from_secs(2);
+const CROWD_PAUSE: Duration = Duration::from_millis(1);
 /// How long a login thread waits for a PDU before it gives the connection
 /// back: a few round trips of a local network, and so little that a flood of
 /// connections that say nothing delays no login noticeably.
@@ -64,7 +68,7 @@ pub(super) struct Reception {
     listeners: Vec<TcpListener>,
     waiting: Vec<HalfOpen>,
     places: Arc<Places>,
-    staff: Arc<Staff<HalfOpen>>,
+    staff: Arc<Staff<Turn>>,
     /// Where login threads put what they are done with.
     returned: Arc<Mutex<Vec<HalfOpen>>>,
     /// Accepting has failed, and that was said.
@@ -256,12 +260,12 @@ impl Reception {
             match half_open.read() {
                 // Its first PDU is about to come.
                 Ok(Whole::No) if polled.is_none() => {
-                    if let Err(half_open) = self.staff.offer(half_open) {
+                    if let Err(Turn::Step(half_open)) = self.staff.offer(Turn::Step(half_open)) {
                         self.waiting.push(half_open);
                     }
                 }
                 Ok(Whole::No) => self.waiting.push(half_open),
-                Ok(Whole::Yes) => self.staff.push(half_open),
+                Ok(Whole::Yes) => self.staff.push(Turn::Step(half_open)),
                 Err(error) => half_open.drop_for(error, &self.shared),
             }
         }
@@ -292,6 +296,24 @@ struct HalfOpen {
     buffer: Vec<u8>,
     closed: bool,
     /// None once closed.
+    place: Option<Place>,
+}
+
+/// What waits for a login thread.
+enum Turn {
+    /// A login, or its next PDU.
+    Step(HalfOpen),
+    /// One that has agreed on everything, when its target was crowded.
+    Enter(Entering),
+}
+
+/// A login that has agreed on everything.
+struct Entering {
+    stream: TcpStream,
+    entrance: Box<Entrance>,
+    /// It may wait for its target until then.
+    deadline: Instant,
+    /// Kept while it waits.
     place: Option<Place>,
 }
 
@@ -416,7 +438,7 @@ impl Drop for Place {
 struct Clerk {
     shared: Arc<Shared>,
     wake: Arc<Wake>,
-    staff: Arc<Staff<HalfOpen>>,
+    staff: Arc<Staff<Turn>>,
     returned: Arc<Mutex<Vec<HalfOpen>>>,
 }
 
@@ -435,9 +457,15 @@ impl Clerk {
     }
 
     fn run(&self) {
-        while let Some((half_open, mut duty)) = self.staff.next() {
+        while let Some((turn, mut duty)) = self.staff.next() {
             // A site that panics costs its login, not the pool.
-            let login = || self.attend(half_open, &mut duty);
+            let login = || match turn {
+                Turn::Step(half_open) => self.attend(half_open, &mut duty),
+                Turn::Enter(entering) => {
+                    thread::sleep(CROWD_PAUSE);
+                    self.enter(entering, &mut duty)
+                }
+            };
             match catch_unwind(AssertUnwindSafe(login)) {
                 Ok(None) => {}
                 Ok(Some(session)) => {
@@ -455,7 +483,7 @@ impl Clerk {
 
     /// Takes a login as far as its initiator goes at once; the session, when
     /// that is all the way.
-    fn attend(&self, mut half_open: HalfOpen, duty: &mut Duty<'_, HalfOpen>) -> Option<LoggedIn> {
+    fn attend(&self, mut half_open: HalfOpen, duty: &mut Duty<'_, Turn>) -> Option<LoggedIn> {
         loop {
             match half_open.read_until(Instant::now() + PATIENCE) {
                 Ok(Whole::Yes) => {}
@@ -484,7 +512,7 @@ impl Clerk {
     }
 
     /// Answers one login PDU.
-    fn step(&self, half_open: HalfOpen, duty: &mut Duty<'_, HalfOpen>) -> Step {
+    fn step(&self, half_open: HalfOpen, duty: &mut Duty<'_, Turn>) -> Step {
         let HalfOpen {
             stream,
             peer,
@@ -533,18 +561,40 @@ impl Clerk {
                 Step::Break(None)
             }
             Progress::Enter(entrance) => {
-                drop(place);
-                self.enter(stream, &entrance, duty)
+                let entering = Entering {
+                    stream,
+                    entrance,
+                    deadline: Instant::now() + CROWD_WAIT,
+                    place,
+                };
+                Step::Break(self.enter(entering, duty))
             }
         }
     }
 
-    /// Opens the target and begins the session.
-    fn enter(&self, stream: TcpStream, entrance: &Entrance, duty: &mut Duty<'_, HalfOpen>) -> Step {
+    /// Opens the target and begins the session; or has it wait in the queue,
+    /// and not on this thread, while the target is crowded.
+    fn enter(&self, entering: Entering, duty: &mut Duty<'_, Turn>) -> Option<LoggedIn> {
+        if has_closed(&entering.stream) {
+            return None; // it has given up
+        }
         let shared = &self.shared;
+        let entered = shared.sessions.enter(&entering.entrance);
+        let is_crowded = matches!(entered, Err(EnterError::TooManyLogins));
+        if is_crowded && Instant::now() < entering.deadline {
+            self.staff.push(Turn::Enter(entering));
+            return None;
+        }
+        let Entering {
+            stream,
+            entrance,
+            place,
+            ..
+        } = entering;
+        drop(place);
         let stream = Arc::new(stream);
-        match self.try_enter(&stream, entrance, duty) {
-            Ok(session) => Step::Break(Some(session)),
+        match self.try_enter(&stream, &entrance, entered, duty) {
+            Ok(session) => Some(session),
             Err(refusal) => {
                 let login = &entrance.login;
                 tracing::debug!(peer = %login.peer, initiator = login.initiator,
@@ -552,7 +602,7 @@ impl Clerk {
                     reason = refusal.reason, "login refused");
                 count(&shared.counters.logins_refused);
                 send_answer(&stream, &entrance.refuse(&refusal));
-                Step::Break(None)
+                None
             }
         }
     }
@@ -561,7 +611,8 @@ impl Clerk {
         &self,
         stream: &Arc<TcpStream>,
         entrance: &Entrance,
-        duty: &mut Duty<'_, HalfOpen>,
+        entered: Result<Entered, EnterError>,
+        duty: &mut Duty<'_, Turn>,
     ) -> Result<LoggedIn, Refusal> {
         let shared = &self.shared;
         let login = &entrance.login;
@@ -574,7 +625,6 @@ impl Clerk {
             shared.targets.refused(login, &refused);
             refusal
         };
-        let entered = shared.sessions.enter(entrance);
         let entered = entered.map_err(|error| refuse(error.into()))?;
         let attachment = match &login.target {
             None => None,
@@ -630,6 +680,12 @@ impl From<EnterError> for Refusal {
 /// send buffer.
 fn send_answer(stream: &TcpStream, answer: &[u8]) -> bool {
     send(stream, answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) == Ok(answer.len())
+}
+
+/// Whether the peer sends no more.
+fn has_closed(stream: &TcpStream) -> bool {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+    matches!(recv(stream, &mut [0u8; 1][..], flags), Ok((0, _)))
 }
 
 /// Data bytes of a whole PDU.

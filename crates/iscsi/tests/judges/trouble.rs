@@ -246,6 +246,23 @@ fn logins_of_one_target_do_not_take_every_thread() {
 }
 
 #[test]
+fn many_logins_of_one_target_at_once_wait_for_each_other() {
+    let lab = Lab::new();
+    let mut logins: Vec<_> = (0..60)
+        .map(|qualifier| Initiator::connect(lab.portal, qualifier))
+        .collect();
+    let opening = lab.site.machine.lock().unwrap();
+    for login in &mut logins {
+        login.start_login();
+    }
+    thread::sleep(Duration::from_millis(100));
+    drop(opening);
+    for login in &mut logins {
+        assert_eq!(login.login_answer(), Some([0, 0]));
+    }
+}
+
+#[test]
 fn of_two_logins_of_one_nexus_that_wait_the_later_wins() {
     let lab = Lab::new();
     let slow = lab.site.machine.lock().unwrap();
