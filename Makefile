@@ -69,7 +69,7 @@ bench-iscsi: ROUNDS ?= 5
 bench-iscsi:
 	@sh benches/setup.sh
 	$(CARGO) build --release --locked --package bench
-	@$(if $(filter 0,$(shell id -u)),,sudo) "$${CARGO_TARGET_DIR:-target}/release/bench" iscsi --rounds $(ROUNDS) --cold-home "$${CARGO_TARGET_DIR:-target}" --out docs/bench
+	@$(if $(filter 0,$(shell id -u)),,sudo) "$${CARGO_TARGET_DIR:-target}/release/bench" iscsi --rounds $(ROUNDS) --home "$${CARGO_TARGET_DIR:-target}" --cold-home "$${CARGO_TARGET_DIR:-target}" --out docs/bench
 
 # Instructions per operation, counted by valgrind: compared in every test, with
 # room for another compiler; recorded anew by whoever has changed them.

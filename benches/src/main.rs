@@ -11,6 +11,7 @@
 
 mod cells;
 mod checks;
+mod floor;
 mod initiator;
 mod instructions;
 mod peer;
@@ -104,7 +105,7 @@ struct Options {
     cells: String,
     /// Targets on one core, initiators on another.
     pinned: bool,
-    /// Where the disks are made: in memory, unless said otherwise.
+    /// Where the disks are made.
     home: PathBuf,
     /// Where the disk of the cold reads is made: on a medium.
     cold_home: PathBuf,
@@ -118,7 +119,7 @@ impl Options {
             time: Duration::from_secs(1),
             cells: String::new(),
             pinned: false,
-            home: PathBuf::from("/dev/shm"),
+            home: std::env::temp_dir(),
             cold_home: std::env::temp_dir(),
             out: None,
         };
@@ -182,6 +183,8 @@ fn compare(options: &Options) -> io::Result<()> {
             }
             eprintln!("{}", report::progress(round, row.cell, &measured));
             row.rounds.push(measured);
+            row.floors
+                .extend(floor::cpu(&row.cell.kind, home.path(), options.time / 2)?);
         }
     }
     let mut checks = Vec::new();

@@ -10,6 +10,8 @@ use crate::checks::Check;
 pub(crate) struct Row {
     pub(crate) cell: &'static Cell,
     pub(crate) rounds: Vec<[Measurement; 3]>,
+    /// CPU µs of the same transfer without a network, by round.
+    pub(crate) floors: Vec<f64>,
 }
 
 /// What our two subjects are called, as they stand in a round.
@@ -28,11 +30,23 @@ impl Row {
         Row {
             cell,
             rounds: Vec::new(),
+            floors: Vec::new(),
         }
     }
 
     fn median(&self, number: usize, of: impl Fn(&Measurement) -> f64) -> f64 {
         median(self.rounds.iter().map(|round| of(&round[number])))
+    }
+
+    /// The same transfer without a network, against tgt.
+    fn floor(&self) -> Option<f64> {
+        let of_tgt = self.rounds.iter().map(|[tgt, ..]| tgt.cpu);
+        let ratios = self
+            .floors
+            .iter()
+            .zip(of_tgt)
+            .map(|(floor, tgt)| floor / tgt);
+        (!self.floors.is_empty()).then(|| median(ratios))
     }
 
     fn ratios(&self, number: usize) -> Ratios {
@@ -104,10 +118,11 @@ pub(crate) fn markdown((rounds, load): (usize, &str), rows: &[Row], checks: &[Ch
     let mut text = format!(
         "# Our iSCSI target beside tgt
 
-Written by `make bench-iscsi`: {rounds} rounds, ours and tgt in turn, on the same 256 MiB in the page cache (tmpfs). *Raw
-file*: `disk::Raw`; *image + overlay*: a `keep` overlay that holds every other 64 KiB when a round begins, the
-rest in the golden image; the cells stand in the order they run, reads before writes. Nothing is pinned; the
-initiator's own CPU does not count. Ratios are medians of the rounds' ratios: absolute figures, and on a busy
+Written by `make bench-iscsi`: {rounds} rounds, ours and tgt in turn, on the same 256 MiB of a file in the page
+cache. *Raw file*: `disk::Raw`; *image + overlay*: a `keep` overlay that holds every other 64 KiB when a round
+begins, the rest in the golden image; the cells stand in the order they run, reads before writes. *Floor*: the CPU
+time of a bare local `pread` or `pwrite` of the same bytes, against tgt's; mapped reads may go below it, no write
+through the page cache can. Nothing is pinned; the initiator's own CPU does not count. Ratios are medians of the rounds' ratios: absolute figures, and on a busy
 machine rates too, mean little; CPU per operation stands. Load average when it began: {load}.
 
 "
@@ -116,9 +131,9 @@ machine rates too, mean little; CPU per operation stands. Load average when it b
         let _ = writeln!(text, "{args}");
     };
     line(format_args!(
-        "| cell | goal: rate, CPU per operation | raw file | verdict | image + overlay | verdict |"
+        "| cell | goal: rate, CPU per operation | raw file | verdict | image + overlay | verdict | floor |"
     ));
-    line(format_args!("|---|---|---|---|---|---|"));
+    line(format_args!("|---|---|---|---|---|---|---|"));
     for row in rows {
         let goal = row.cell.goal;
         let mut wanted = format!(">= {}x", goal.rate);
@@ -137,7 +152,12 @@ machine rates too, mean little; CPU per operation stands. Load average when it b
             }
             let _ = write!(columns, " | {} |", row.verdict(number));
         }
-        line(format_args!("| {} | {wanted} |{columns}", row.cell.name));
+        let floor = row.floor().map(|floor| format!("{floor:.3}"));
+        let floor = floor.unwrap_or_default();
+        line(format_args!(
+            "| {} | {wanted} |{columns} {floor} |",
+            row.cell.name
+        ));
     }
     line(format_args!(
         "\n| beside | goal | found | verdict |\n|---|---|---|---|"
@@ -202,6 +222,7 @@ pub(crate) fn json(rows: &[Row], checks: &[Check]) -> String {
             "cell": row.cell.name,
             "goal": {"rate": row.cell.goal.rate, "cpu": row.cell.goal.cpu, "p50": row.cell.goal.p50},
             "ours": ours,
+            "floor_cpu_ratio": row.floor().map(rounded),
             "rounds": rounds.collect::<Vec<_>>(),
         })
     });
