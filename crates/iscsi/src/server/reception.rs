@@ -260,12 +260,13 @@ impl Reception {
             match half_open.read() {
                 // Its first PDU is about to come.
                 Ok(Whole::No) if polled.is_none() => {
-                    if let Err(Turn::Step(half_open)) = self.staff.offer(Turn::Step(half_open)) {
-                        self.waiting.push(half_open);
+                    let turn = Turn::Step(Box::new(half_open));
+                    if let Err(Turn::Step(half_open)) = self.staff.offer(turn) {
+                        self.waiting.push(*half_open);
                     }
                 }
                 Ok(Whole::No) => self.waiting.push(half_open),
-                Ok(Whole::Yes) => self.staff.push(Turn::Step(half_open)),
+                Ok(Whole::Yes) => self.staff.push(Turn::Step(Box::new(half_open))),
                 Err(error) => half_open.drop_for(error, &self.shared),
             }
         }
@@ -302,7 +303,7 @@ struct HalfOpen {
 /// What waits for a login thread.
 enum Turn {
     /// A login, or its next PDU.
-    Step(HalfOpen),
+    Step(Box<HalfOpen>),
     /// One that has agreed on everything, when its target was crowded.
     Enter(Entering),
 }
@@ -460,7 +461,7 @@ impl Clerk {
         while let Some((turn, mut duty)) = self.staff.next() {
             // A site that panics costs its login, not the pool.
             let login = || match turn {
-                Turn::Step(half_open) => self.attend(half_open, &mut duty),
+                Turn::Step(half_open) => self.attend(*half_open, &mut duty),
                 Turn::Enter(entering) => {
                     thread::sleep(CROWD_PAUSE);
                     self.enter(entering, &mut duty)

@@ -83,6 +83,8 @@ impl<L> Staff<L> {
                 return Some((login, duty));
             }
             if state.closed && state.waiting.is_empty() {
+                // Others may wait, since something did when it was closed.
+                self.changed.notify_all();
                 return None;
             }
             state = self
@@ -124,10 +126,12 @@ impl<L> Duty<'_, L> {
         }
         state.busy -= 1;
         self.is_relieved = true;
-        let waits = !state.waiting.is_empty();
+        let (waits, closed) = (!state.waiting.is_empty(), state.closed);
         drop(state);
-        if waits {
-            self.staff.changed.notify_one();
+        match closed {
+            true => self.staff.changed.notify_all(),
+            false if waits => self.staff.changed.notify_one(),
+            false => {}
         }
         Ok(())
     }
@@ -148,6 +152,8 @@ impl<L> Duty<'_, L> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     fn nobody() -> io::Result<()> {
         panic!("somebody was hired")
@@ -215,5 +221,31 @@ mod tests {
         duty.relieve(|| Ok(())).unwrap();
         assert!(!duty.end());
         assert!(staff.next().is_none());
+    }
+    #[test]
+    fn nobody_stays_when_all_go_home() {
+        let staff = Staff::new(1);
+        staff.push(1);
+        let (_, duty) = staff.next().unwrap();
+        staff.push(2);
+        staff.close();
+        thread::scope(|scope| {
+            // It finds a login in the queue, and one too many under way.
+            let spare = scope.spawn(|| staff.next().is_none());
+            thread::sleep(Duration::from_millis(50));
+            assert!(duty.end());
+            let mut mine = 0;
+            while let Some((_, duty)) = staff.next() {
+                mine += 1;
+                duty.end();
+            }
+            let begun = Instant::now();
+            while !spare.is_finished() && begun.elapsed() < Duration::from_secs(10) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            let has_gone = spare.is_finished();
+            staff.changed.notify_all(); // or the scope would not end
+            assert!(mine == 1 && has_gone, "{mine}");
+        });
     }
 }
