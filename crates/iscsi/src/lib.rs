@@ -278,7 +278,7 @@ impl Default for Limits {
             worker_threads: 8,
             tasks_per_session: 128,
             send_timeout: Duration::from_secs(30),
-            ping_interval: Duration::from_secs(15),
+            ping_interval: Duration::from_secs(30),
             ping_timeout: Duration::from_secs(30),
             silence: Duration::from_secs(30),
         }
