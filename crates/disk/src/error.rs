@@ -74,6 +74,24 @@ pub enum OpenError {
         /// The image it was to be opened on.
         offered: String,
     },
+    /// A disk file says what cannot be: cut off, damaged, or made to harm.
+    #[error("{}: {field} (at byte {offset}): {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it, by the name its specification uses.
+        field: &'static str,
+        /// Where in the file it lies.
+        offset: u64,
+        /// What it says, and what it should.
+        reason: String,
+    },
+    /// Not a format that can be served or made here; says what to do instead.
+    #[error("{advice}")]
+    Foreign {
+        /// One sentence that names the file.
+        advice: String,
+    },
     /// Written by a newer version, or uses what this one cannot read.
     #[error("{}: {what}: a newer version of this program is needed", path.display())]
     Unsupported {

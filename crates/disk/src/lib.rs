@@ -8,6 +8,7 @@ use std::sync::Arc;
 pub mod contract;
 mod error;
 mod files;
+mod formats;
 mod health;
 pub mod image;
 pub mod overlay;
@@ -18,6 +19,7 @@ mod raw;
 mod zeros;
 
 pub use error::{DiskError, OpenError};
+pub use formats::{CopyError, NewDisk, NewFormat, Opening, copy, create, open};
 pub use image::BaseId;
 pub use overlay::Overlay;
 pub use ram::Ram;

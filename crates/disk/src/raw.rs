@@ -19,7 +19,8 @@ use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
 
 use crate::health::{Health, trouble};
 use crate::{
-    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, Segment, Space, files, range,
+    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, OpenError, Segment, Space,
+    files, range,
 };
 
 /// A raw file or block device.
@@ -59,6 +60,36 @@ impl Raw {
                 logical_block_bytes: None,
             },
         )
+    }
+
+    /// Makes the file `path`, which does not exist yet, `size_bytes` of zeros,
+    /// durable under its name, and opens it to be written.
+    pub fn create(path: &Path, size_bytes: u64) -> Result<Raw, OpenError> {
+        let failed = |e| trouble(format!("creating {}", path.display()), e);
+        let file = match File::create_new(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(OpenError::Exists {
+                    path: path.to_owned(),
+                });
+            }
+            file => file.map_err(failed)?,
+        };
+        let directory = match path.parent() {
+            Some(parent) if parent != Path::new("") => parent,
+            _ => Path::new("."),
+        };
+        let made = (|| {
+            file.set_len(size_bytes)?;
+            file.sync_all()?;
+            File::open(directory)?.sync_all()
+        })();
+        let opened = made
+            .map_err(failed)
+            .and_then(|()| Raw::open(path, Access::ReadWrite));
+        if opened.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        Ok(opened?)
     }
 
     /// Opens a file or block device.
