@@ -200,7 +200,7 @@ fn facts_are_saved_in_one_file_only() {
     }
     assert!(
         broken.is_empty(),
-        "only src/inventory/store.rs knows how facts are saved: {broken:?}"
+        "only src/inventory/store knows how facts are saved: {broken:?}"
     );
 }
 

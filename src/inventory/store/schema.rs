@@ -1,0 +1,82 @@
+//! The schema of `state.db`, and how an older one becomes it.
+
+/// The schema, one step for each version: step n leads from version n to n+1.
+/// A step that has been released is never edited.
+pub(super) const MIGRATIONS: &[&str] = &[
+    "
+    CREATE TABLE machines (
+        id        BLOB PRIMARY KEY,
+        name      TEXT NOT NULL UNIQUE,
+        mac       BLOB NOT NULL UNIQUE,
+        uuid      BLOB,
+        serial    TEXT,
+        state     TEXT NOT NULL,
+        image     TEXT,               -- with mode: the assignment
+        version   INTEGER,            -- NULL: the current one
+        mode      TEXT,
+        address   TEXT UNIQUE,
+        loader    TEXT,
+        created   INTEGER NOT NULL,   -- all times: microseconds since 1970
+        last_seen INTEGER
+    ) STRICT;
+    CREATE INDEX machines_uuid ON machines (uuid);
+    CREATE INDEX machines_serial ON machines (serial);
+    CREATE TABLE generations (
+        machine         BLOB PRIMARY KEY REFERENCES machines (id) ON DELETE CASCADE,
+        current         INTEGER NOT NULL,
+        current_secret  TEXT,
+        prepared        INTEGER,
+        prepared_secret TEXT,
+        prepared_at     INTEGER
+    ) STRICT;
+    CREATE TABLE overlays (
+        uuid    BLOB PRIMARY KEY,
+        machine BLOB NOT NULL REFERENCES machines (id) ON DELETE CASCADE,
+        image   TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        mode    TEXT NOT NULL,
+        created INTEGER NOT NULL,
+        UNIQUE (machine, image)
+    ) STRICT;
+    CREATE TABLE leases (
+        mac       BLOB PRIMARY KEY,
+        address   TEXT NOT NULL,
+        expires   INTEGER NOT NULL,
+        uuid      BLOB,
+        host_name TEXT
+    ) STRICT;
+    CREATE TABLE events (
+        mac        BLOB NOT NULL,
+        number     INTEGER NOT NULL,
+        at         INTEGER NOT NULL,
+        generation INTEGER,
+        stage      TEXT NOT NULL,
+        detail     TEXT NOT NULL,
+        count      INTEGER NOT NULL,
+        PRIMARY KEY (mac, number)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
+    CREATE TABLE targets (
+        id            BLOB PRIMARY KEY,
+        name          TEXT NOT NULL UNIQUE,
+        iqn           TEXT NOT NULL UNIQUE,
+        chap_name     TEXT,           -- with chap_secret
+        chap_secret   TEXT,
+        mutual_name   TEXT,           -- with mutual_secret
+        mutual_secret TEXT,
+        created       INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE units (
+        id          BLOB PRIMARY KEY,
+        target      BLOB NOT NULL REFERENCES targets (id) ON DELETE CASCADE,
+        lun         INTEGER NOT NULL,
+        file        BLOB NOT NULL,    -- a path need not be UTF-8
+        kind        TEXT NOT NULL,
+        shared      INTEGER NOT NULL,
+        block_bytes INTEGER,
+        created     INTEGER NOT NULL,
+        UNIQUE (target, lun)
+    ) STRICT;
+",
+];
