@@ -227,36 +227,6 @@ fn site(fuzzed: &Fuzzed) -> Site<'_> {
     }
 }
 
-/// A disk in memory that gives space back.
-struct Thin(Ram);
-
-impl Disk for Thin {
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-    fn access(&self) -> Access {
-        self.0.access()
-    }
-    fn durability(&self) -> Durability {
-        self.0.durability()
-    }
-    fn is_thin(&self) -> bool {
-        true
-    }
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        self.0.read(offset, buffer)
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        self.0.write(offset, data)
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.0.flush()
-    }
-    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
-        self.0.unmap(offset, bytes)
-    }
-}
-
 /// A golden image, as far as a session can tell: mapped, never written.
 struct Mapped(Ram, &'static [u8]);
 
@@ -303,9 +273,9 @@ impl Disk for Mapped {
 
 /// A target with a unit of every kind.
 fn target() -> Target {
-    let disk = || Thin(Ram::new(DISK_BYTES).with_block_bytes(512, 4096));
+    let disk = || Ram::new(DISK_BYTES).with_block_bytes(512, 4096);
     let shape = Shape::default();
-    let drive = Thin(Ram::new(DISK_BYTES).with_block_bytes(2048, 2048));
+    let drive = Ram::new(DISK_BYTES).with_block_bytes(2048, 2048);
     let removable = Shape {
         medium: Medium::Removable,
         provisioning: Provisioning::Full,
@@ -552,28 +522,15 @@ impl Heard {
 }
 
 #[cfg(test)]
+#[path = "../../../fuzz/src/corpus.rs"]
+mod corpus;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Every input of the corpus, and each cut off and with a bit turned
-    /// here and there.
     #[test]
     fn the_corpus_is_survived() {
-        for (name, door) in DOORS {
-            let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-            let mut count = 0;
-            for entry in std::fs::read_dir(&folder).unwrap() {
-                let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-                door(&bytes);
-                for at in (0..bytes.len()).step_by(19) {
-                    door(&bytes[..at]);
-                    let mut turned = bytes.clone();
-                    turned[at] ^= 1 << (at % 8);
-                    door(&turned);
-                }
-                count += 1;
-            }
-            assert!(count > 0, "{folder} is empty");
-        }
+        corpus::replay(&DOORS);
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use disk::{Access, Disk, DiskError, Durability, Geometry, Ram};
+use disk::{Access, Ram};
 
 use crate::{
     Command, DataOut, Device, Identity, LogicalUnit, Lun, Medium, Nexus, NexusName, Provisioning,
@@ -30,41 +30,11 @@ const LONGEST_ANSWER_BYTES: usize = 1 << 20;
 /// A READ is looked at in pieces.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// A disk in memory that gives space back.
-struct Thin(Ram);
-
-impl Disk for Thin {
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-    fn access(&self) -> Access {
-        self.0.access()
-    }
-    fn durability(&self) -> Durability {
-        self.0.durability()
-    }
-    fn is_thin(&self) -> bool {
-        true
-    }
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        self.0.read(offset, buffer)
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
-        self.0.write(offset, data)
-    }
-    fn flush(&self) -> Result<(), DiskError> {
-        self.0.flush()
-    }
-    fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
-        self.0.unmap(offset, bytes)
-    }
-}
-
 /// One unit of every kind.
 fn units() -> [LogicalUnit; 4] {
     let unit = |disk: Ram, number: u8, shape: Shape| {
         let identity = Identity::new([number; 16], "FUZZED");
-        LogicalUnit::shaped(Arc::new(Thin(disk)), identity, shape)
+        LogicalUnit::shaped(Arc::new(disk), identity, shape)
     };
     let disk = || Ram::new(DISK_BYTES).with_block_bytes(512, 4096);
     let shape = Shape::default();
@@ -284,28 +254,15 @@ fn refused(refusal: &Refusal) {
 }
 
 #[cfg(test)]
+#[path = "../../../fuzz/src/corpus.rs"]
+mod corpus;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Every input of the corpus, and each cut off and with a bit turned
-    /// here and there.
     #[test]
     fn the_corpus_is_survived() {
-        for (name, door) in DOORS {
-            let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
-            let mut count = 0;
-            for entry in std::fs::read_dir(&folder).unwrap() {
-                let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-                door(&bytes);
-                for at in (0..bytes.len()).step_by(19) {
-                    door(&bytes[..at]);
-                    let mut turned = bytes.clone();
-                    turned[at] ^= 1 << (at % 8);
-                    door(&turned);
-                }
-                count += 1;
-            }
-            assert!(count > 0, "{folder} is empty");
-        }
+        corpus::replay(&DOORS);
     }
 }
