@@ -16,6 +16,8 @@ pub mod probe;
 mod ram;
 mod range;
 mod raw;
+#[cfg(test)]
+mod tests;
 mod zeros;
 
 pub use error::{DiskError, OpenError};

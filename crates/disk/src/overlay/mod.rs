@@ -31,7 +31,7 @@ mod lock;
 mod rounds;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// What becomes of an overlay at the next boot generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

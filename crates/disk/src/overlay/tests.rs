@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-mod crash;
+pub(crate) mod crash;
 mod kill;
 
 use super::*;

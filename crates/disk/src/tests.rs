@@ -1,0 +1,3 @@
+//! Proofs that every disk owes that writes files of its own.
+
+pub(crate) mod crash;
