@@ -77,6 +77,15 @@ impl Files {
         })
     }
 
+    /// Opens a file that is there, never to be written.
+    pub(crate) fn open_to_read(&self, path: &Path) -> io::Result<File> {
+        Ok(File {
+            file: fs::File::open(path)?,
+            #[cfg(test)]
+            recorded: None,
+        })
+    }
+
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         #[cfg(test)]
         self.note(|r| r.rename(from, to))?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::probe::{Format, probe};
 use crate::raw::{Raw, RawOptions};
-use crate::{Access, Allocation, Disk, DiskError, OpenError, SharedDisk};
+use crate::{Access, Allocation, Disk, DiskError, OpenError, SharedDisk, vhd};
 
 /// How a disk file is to be opened.
 #[derive(Clone, Debug)]
@@ -52,6 +52,7 @@ pub fn open(path: &Path, opening: &Opening) -> Result<SharedDisk, OpenError> {
         Format::Raw => raw(None),
         Format::Iso9660 if opening.access == Access::ReadOnly => raw(Some(2048)),
         Format::Iso9660 => raw(None),
+        Format::Vhd(_) => Ok(Arc::new(vhd::open(path, opening)?)),
         other => Err(OpenError::Foreign {
             advice: other.advice(path).unwrap_or_default(),
         }),
@@ -99,6 +100,7 @@ pub enum NewFormat {
 pub fn create(path: &Path, new: &NewDisk) -> Result<SharedDisk, OpenError> {
     match &new.format {
         NewFormat::Raw => Ok(Arc::new(Raw::create(path, new.size_bytes)?)),
+        NewFormat::VhdFixed | NewFormat::VhdDynamic => Ok(Arc::new(vhd::create(path, new)?)),
         other => Err(OpenError::Foreign {
             advice: format!("{} cannot be made as {other:?} yet", path.display()),
         }),

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 pub mod contract;
+mod description;
 mod error;
 mod files;
 mod formats;
@@ -18,8 +19,10 @@ mod range;
 mod raw;
 #[cfg(test)]
 mod tests;
+mod vhd;
 mod zeros;
 
+pub use description::{Description, describe};
 pub use error::{DiskError, OpenError};
 pub use formats::{CopyError, NewDisk, NewFormat, Opening, copy, create, open};
 pub use image::BaseId;

@@ -6,6 +6,7 @@
 //! `# Disk DescriptorFile`), VDI (0xBEDA107F at 64), ISO 9660 (`CD001` at
 //! 32769), gzip (RFC 1952), xz, zstd (RFC 8878), bzip2.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -181,6 +182,13 @@ impl Format {
             Format::Vdi => "a VDI file",
             Format::Compressed(_) => "a compressed file",
         }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.article_and_name();
+        f.write_str(name.split_once(' ').map_or(name, |(_, name)| name))
     }
 }
 
