@@ -219,7 +219,7 @@ impl Running {
             }
             disks.close_all();
             kept.close_all();
-            inventory.stop_imports();
+            inventory.stop_jobs();
             if let Err(error) = timeline.save() {
                 tracing::error!(%error, "saving the timeline");
             }

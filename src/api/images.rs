@@ -1,5 +1,7 @@
 //! `/images`: golden images and their versions.
 
+use std::path::PathBuf;
+
 use axum::Json;
 use axum::extract::State;
 use jiff::Timestamp;
@@ -7,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::error::Path;
+use super::error::{Body, Path};
+use super::jobs::{self, Begun, Job};
 use super::{Api, ApiError, ErrorBody};
-use crate::inventory::{self, ImageRef, hex};
+use crate::inventory::{self, ImageRef, ImportRequest, Name, hex};
 
 /// One version of an image.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -38,6 +41,19 @@ pub(crate) struct Image {
     pub(crate) created: Timestamp,
 }
 
+/// What to import.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImportImage {
+    /// Image it becomes the next version of.
+    pub(crate) name: String,
+    /// Raw file or block device on the server, from "/".
+    pub(crate) source: String,
+    /// The operator's words.
+    #[serde(default)]
+    pub(crate) comment: String,
+}
+
 /// Lists every version of every image, by name and version.
 #[utoipa::path(get, path = "/images", tag = "images", operation_id = "list_images",
     responses((status = 200, description = "every version", body = Vec<Image>)))]
@@ -45,6 +61,27 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<Image>>, Api
     api.work(|api| {
         let images = api.inventory.images();
         Ok(Json(images.iter().map(|image| shown(api, image)).collect()))
+    })
+    .await
+}
+
+/// Starts an import: a job, whose result is the image.
+#[utoipa::path(post, path = "/images", tag = "images", operation_id = "import_image",
+    request_body = ImportImage,
+    responses((status = 202, description = "the import, begun", body = Job),
+        (status = 400, description = "not a disk image", body = ErrorBody),
+        (status = 409, description = "too many jobs are running", body = ErrorBody)))]
+pub(super) async fn import(
+    State(api): State<Api>,
+    Body(body): Body<ImportImage>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let job = api.inventory.start_import(ImportRequest {
+            name: Name::parse(&body.name)?,
+            source: PathBuf::from(body.source),
+            comment: body.comment,
+        })?;
+        Ok(jobs::begun(api, job))
     })
     .await
 }

@@ -1,6 +1,6 @@
 //! REST, one file per noun, described once (`openapi.json`).
 //!
-//! `/api/v1/machines`, `images`, `imports`, `overlays`, `targets`, `leases`,
+//! `/api/v1/machines`, `images`, `jobs`, `overlays`, `targets`, `leases`,
 //! `sessions`, `status`. The same types are the bodies here and what the command line reads.
 //! A refusal is `{ "error": "one sentence" }` with the status code that fits.
 //!
@@ -9,7 +9,7 @@
 
 mod error;
 pub(crate) mod images;
-pub(crate) mod imports;
+pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod machines;
 pub(crate) mod overlays;
@@ -168,10 +168,10 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(machines::list, machines::add))
         .routes(routes!(machines::show, machines::set, machines::remove))
         .routes(routes!(machines::timeline))
-        .routes(routes!(images::list))
+        .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::remove))
-        .routes(routes!(imports::list, imports::start))
-        .routes(routes!(imports::show, imports::cancel))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(overlays::list))
         .routes(routes!(overlays::remove))
         .routes(routes!(targets::list, targets::add))

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::inventory::tests::{Site, mac};
-use crate::inventory::{ImageRef, ImportRequest, ImportState, Name, OverlayMode};
+use crate::inventory::{ImageRef, ImportRequest, Name, OverlayMode};
 use crate::server::LiveTargets;
 use crate::services::iscsi::plain::KeptTargets;
 use crate::timeline::Stage;
@@ -154,12 +154,7 @@ impl Test {
             comment: String::new(),
         };
         let started = self.api.inventory.start_import(request).unwrap();
-        while matches!(
-            self.api.inventory.import(started.id).unwrap().state,
-            ImportState::Running
-        ) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.api.inventory.ended(started.id).unwrap();
     }
 
     fn runs(&self, machine: Uuid) {
@@ -290,7 +285,7 @@ async fn a_refusal_is_one_sentence_with_the_status_that_fits() {
         ),
         (
             StatusCode::BAD_REQUEST,
-            test.ask(Method::GET, "/imports/7", "").await,
+            test.ask(Method::GET, "/jobs/7", "").await,
         ),
     ];
     for (number, (expected, (status, body))) in refused.into_iter().enumerate() {
@@ -383,23 +378,27 @@ async fn an_import_runs_on_its_own_and_tells_how_it_stands() {
     let test = Test::new();
     let source = test.directory.path().join("a.raw");
     std::fs::write(&source, vec![1; 3 << 20]).unwrap();
-    let body = json!({ "name": "debian", "path": source, "comment": "first" });
-    let (status, import) = test.post("/imports", body).await;
-    assert_eq!(status, StatusCode::ACCEPTED, "{import}");
-    assert_eq!(import["total_bytes"], 3 << 20);
-    let path = format!("/imports/{}", import["id"].as_str().unwrap());
+    let body = json!({ "name": "debian", "source": source, "comment": "first" });
+    let (status, job) = test.post("/images", body).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{job}");
+    assert_eq!(
+        (&job["kind"], &job["subject"]),
+        (&json!("import"), &json!("debian"))
+    );
+    let path = format!("/jobs/{}", job["id"].as_str().unwrap());
     let ended = loop {
-        let import = test.get(&path).await;
-        if import["state"] != "running" {
-            break import;
+        let job = test.get(&path).await;
+        if job["state"] != "running" {
+            break job;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     };
     assert_eq!(ended["state"], "done", "{ended}");
+    assert_eq!(ended["total_bytes"], 3 << 20);
     assert_eq!(ended["done_bytes"], ended["total_bytes"]);
-    assert_eq!(ended["image"]["comment"], "first");
+    assert_eq!(ended["result"]["comment"], "first");
     let images = test.get("/images").await;
-    assert_eq!(images[0], ended["image"]);
+    assert_eq!(images[0], ended["result"]);
     assert_eq!(images[0]["current"], true);
     assert_eq!(test.get("/images/debian@1").await, images[0]);
     let (status, removed) = test.delete("/images/debian@1").await;

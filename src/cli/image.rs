@@ -1,20 +1,15 @@
 //! `diskless image`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::client::{Client, part};
+use super::job;
 use super::show::{Answer, bytes, table, time};
-use crate::api::images::Image;
-use crate::api::imports::{Import, ImportStateWord, StartImport};
-
-/// How often a running import is asked after.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+use crate::api::images::{Image, ImportImage};
+use crate::api::jobs::Job;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -94,61 +89,19 @@ async fn import(
     let Some(path) = path.to_str() else {
         bail!("the path of {} is not UTF-8: rename it", file.display());
     };
-    let asked = StartImport {
+    let asked = ImportImage {
         name,
-        path: path.to_owned(),
+        source: path.to_owned(),
         comment,
     };
-    let mut import: Import = client.add("/imports", &asked).await?;
-    let progress = progress(&import, json)?;
-    let here = format!("/imports/{}", import.id);
-    while import.state == ImportStateWord::Running {
-        progress.set_position(import.done_bytes);
-        tokio::select! {
-            () = tokio::time::sleep(POLL_INTERVAL) => {}
-            interrupted = tokio::signal::ctrl_c() => {
-                interrupted?;
-                progress.abandon();
-                client.remove(&here).await?;
-                bail!("the import was cancelled; nothing was kept");
-            }
-        }
-        import = client.show(&here).await?;
-    }
-    progress.finish_and_clear();
-    match (&import.image, &import.error) {
-        (Some(image), _) => {
-            let text = format!(
-                "{}: {} imported, {} stored, sha256 {}",
-                named(image),
-                bytes(image.size_bytes),
-                bytes(image.stored_bytes),
-                image.sha256
-            );
-            Answer::new(text, image)
-        }
-        (None, error) => bail!(
-            "{}",
-            error
-                .as_deref()
-                .unwrap_or("the import failed: see the server's log")
-        ),
-    }
-}
-
-/// A bar with rate and time left on a terminal, nothing anywhere else.
-fn progress(import: &Import, json: bool) -> anyhow::Result<ProgressBar> {
-    let shown = std::io::stderr().is_terminal() && !json;
-    let target = if shown {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
-    let style = ProgressStyle::with_template(
-        "{prefix}  {wide_bar}  {binary_bytes} of {binary_total_bytes}, \
-         {binary_bytes_per_sec}, {eta} left",
-    )?;
-    let bar = ProgressBar::with_draw_target(Some(import.total_bytes), target).with_style(style);
-    bar.set_prefix(import.name.clone());
-    Ok(bar)
+    let job: Job = client.add("/images", &asked).await?;
+    let image: Image = job::follow(client, job, json).await?;
+    let text = format!(
+        "{}: {} imported, {} stored, sha256 {}",
+        named(&image),
+        bytes(image.size_bytes),
+        bytes(image.stored_bytes),
+        image.sha256
+    );
+    Answer::new(text, &image)
 }

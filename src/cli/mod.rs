@@ -6,6 +6,7 @@
 
 mod client;
 mod image;
+mod job;
 mod lease;
 mod machine;
 mod overlay;
@@ -94,6 +95,9 @@ enum Noun {
     /// Machines' private writes
     #[command(subcommand)]
     Overlay(overlay::Verb),
+    /// Imports, exports and the like
+    #[command(subcommand)]
+    Job(job::Verb),
     /// Addresses lent
     #[command(subcommand)]
     Lease(lease::Verb),
@@ -148,6 +152,7 @@ impl Ask {
             Noun::Image(verb) => image::run(&client, verb, self.json).await,
             Noun::Machine(verb) => machine::run(&client, verb).await,
             Noun::Overlay(verb) => overlay::run(&client, verb).await,
+            Noun::Job(verb) => job::run(&client, verb, self.json).await,
             Noun::Lease(verb) => lease::run(&client, verb).await,
             Noun::Session(verb) => session::run(&client, verb).await,
             Noun::Target(kept) => target::run(&client, kept).await,

@@ -231,6 +231,7 @@ async fn every_answer_is_there_as_json() {
         "target list",
         "target show data",
         "target remove data",
+        "job list",
         "lease list",
         "session list",
         "status",

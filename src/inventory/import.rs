@@ -10,16 +10,14 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
 
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use super::image::{CRC_CHUNK_BYTES, Content, Images, LOGICAL_BLOCK_BYTES};
-use super::{Error, Image, Inventory, Name, Result, held};
+use super::job::{Job, JobKind, Outcome, Progress};
+use super::{Error, Image, Inventory, Name, Result};
 
 /// What to import.
 #[derive(Clone, Debug)]
@@ -32,40 +30,6 @@ pub(crate) struct ImportRequest {
     pub(crate) comment: String,
 }
 
-/// An import, running or ended.
-#[derive(Clone, Debug)]
-pub(crate) struct Import {
-    /// Its id.
-    pub(crate) id: Uuid,
-    /// Image it becomes a version of.
-    pub(crate) name: Name,
-    /// Raw file or block device.
-    pub(crate) source: PathBuf,
-    /// Bytes of the source.
-    pub(crate) total_bytes: u64,
-    /// Bytes read, or skipped as a hole, so far.
-    pub(crate) done_bytes: u64,
-    /// How it stands.
-    pub(crate) state: ImportState,
-}
-
-/// How an import stands.
-#[derive(Clone, Debug)]
-pub(crate) enum ImportState {
-    /// At work.
-    Running,
-    /// Published.
-    Done(Arc<Image>),
-    /// Given up; nothing was changed.
-    Failed(String),
-}
-
-/// Imports that run at once; each keeps a disk and a core busy.
-const RUNNING_MAX: usize = 4;
-
-/// Ended imports one can still ask about.
-const ENDED_MAX: usize = 32;
-
 /// Longest comment.
 const COMMENT_MAX_BYTES: usize = 1000;
 
@@ -77,228 +41,102 @@ const HOLE_BYTES: usize = 4096;
 const SYNC_BYTES: u64 = 64 * 1024 * 1024;
 
 impl Inventory {
-    /// Starts an import on a thread of its own; what can be refused at once is.
-    pub(crate) fn start_import(&self, request: ImportRequest) -> Result<Import> {
+    /// Starts an import; what can be refused at once is.
+    pub(crate) fn start_import(&self, request: ImportRequest) -> Result<Job> {
         if request.comment.len() > COMMENT_MAX_BYTES {
             return Err(Error::Invalid(format!(
                 "the comment is too long: {COMMENT_MAX_BYTES} bytes at most"
             )));
         }
         let source = Source::open(&request.source)?;
-        let job = Arc::new(Job {
-            id: Uuid::new_v4(),
-            name: request.name,
-            comment: request.comment,
-            source: request.source,
-            total_bytes: source.size_bytes,
-            done_bytes: AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
-            state: Mutex::new(ImportState::Running),
-        });
-        let mut jobs = held(&self.imports.jobs);
-        jobs.make_room()?;
-        let thread = thread::Builder::new().name("import".into()).spawn({
-            let (job, images) = (Arc::clone(&job), Arc::clone(&self.images));
-            move || {
-                let state = match job.run(&source, &images) {
-                    Ok(image) => {
-                        tracing::info!(%image, bytes = image.size_bytes, "imported");
-                        ImportState::Done(image)
-                    }
-                    Err(error) => ImportState::Failed(error.to_string()),
-                };
-                *held(&job.state) = state;
-            }
-        });
-        let thread =
-            thread.map_err(|e| Error::Failed(format!("cannot start a thread to import: {e}")))?;
-        let import = job.shown();
-        jobs.0.push((job, Some(thread)));
-        Ok(import)
-    }
-
-    /// An import started in this run of the program.
-    pub(crate) fn import(&self, id: Uuid) -> Result<Import> {
-        self.imports.find(id).map(|job| job.shown())
-    }
-
-    /// Every import of this run that is still remembered, oldest first.
-    pub(crate) fn imports(&self) -> Vec<Import> {
-        let jobs = held(&self.imports.jobs);
-        jobs.0.iter().map(|(job, _)| job.shown()).collect()
-    }
-
-    /// Tells an import to stop; it removes what it has written.
-    pub(crate) fn cancel_import(&self, id: Uuid) -> Result<()> {
-        let job = self.imports.find(id)?;
-        job.cancelled.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Stops every import and waits for them; for the end of the program.
-    pub(crate) fn stop_imports(&self) {
-        let threads: Vec<JoinHandle<()>> = {
-            let mut jobs = held(&self.imports.jobs);
-            jobs.0
-                .iter_mut()
-                .filter_map(|(job, thread)| {
-                    job.cancelled.store(true, Ordering::Relaxed);
-                    thread.take()
-                })
-                .collect()
-        };
-        for thread in threads {
-            if thread.join().is_err() {
-                tracing::error!("an import panicked");
-            }
-        }
-    }
-}
-
-/// The imports of this run of the program.
-#[derive(Default)]
-pub(super) struct Imports {
-    jobs: Mutex<Jobs>,
-}
-
-impl Imports {
-    fn find(&self, id: Uuid) -> Result<Arc<Job>> {
-        let jobs = held(&self.jobs);
-        let job = jobs.0.iter().find(|(job, _)| job.id == id);
-        job.map(|(job, _)| Arc::clone(job)).ok_or_else(|| {
-            Error::NotFound(format!(
-                "there is no import {id}: it ended long ago, or the program was restarted"
-            ))
+        let images = Arc::clone(&self.images);
+        let subject = request.name.to_string();
+        self.start_job(JobKind::Import, subject, move |progress| {
+            progress.begin("reading", Some(source.size_bytes));
+            let image = import(&request, &source, &images, progress)?;
+            Ok(Outcome::Image(image))
         })
     }
 }
 
-#[derive(Default)]
-struct Jobs(Vec<(Arc<Job>, Option<JoinHandle<()>>)>);
-
-impl Jobs {
-    /// Refuses when too many run; forgets the oldest that has ended when too
-    /// many are remembered.
-    fn make_room(&mut self) -> Result<()> {
-        let running = self.0.iter().filter(|(job, _)| job.is_running()).count();
-        if running >= RUNNING_MAX {
-            return Err(Error::Conflict(format!(
-                "{running} imports are running already: wait until one has ended"
-            )));
-        }
-        while self.0.len() - running >= ENDED_MAX {
-            let Some(oldest) = self.0.iter().position(|(job, _)| !job.is_running()) else {
-                break;
-            };
-            self.0.remove(oldest);
-        }
-        Ok(())
+fn import(
+    request: &ImportRequest,
+    source: &Source,
+    images: &Images,
+    progress: &Progress,
+) -> Result<Arc<Image>> {
+    let directory = images.temporary_directory()?;
+    let imported = copy(request, source, &directory, progress)
+        .and_then(|content| images.publish(&directory, content));
+    if imported.is_err()
+        && let Err(e) = fs::remove_dir_all(&directory)
+    {
+        tracing::warn!("cannot remove {} yet: {e}", directory.display());
     }
+    imported
 }
 
-/// One import, shared by its thread and those who ask.
-struct Job {
-    id: Uuid,
-    name: Name,
-    comment: String,
-    source: PathBuf,
-    total_bytes: u64,
-    done_bytes: AtomicU64,
-    cancelled: AtomicBool,
-    state: Mutex<ImportState>,
+/// Copies the source to a synced, read-only `disk.raw` in `directory`.
+fn copy(
+    request: &ImportRequest,
+    source: &Source,
+    directory: &Path,
+    progress: &Progress,
+) -> Result<Content> {
+    let path = disk::image::disk_path(directory);
+    let unwritten = |e: io::Error| match e.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Failed(format!(
+            "no space left to import {}: it needs up to {} MiB under the data directory; \
+             nothing was kept",
+            request.source.display(),
+            source.size_bytes.div_ceil(1 << 20)
+        )),
+        _ => Error::Failed(format!("cannot write {}: {e}", path.display())),
+    };
+    let disk = File::create_new(&path).map_err(unwritten)?;
+    let shares_blocks = source.is_file && ioctl_ficlone(&disk, &source.file).is_ok();
+    let size_bytes = source
+        .size_bytes
+        .next_multiple_of(u64::from(LOGICAL_BLOCK_BYTES));
+    disk.set_len(size_bytes).map_err(unwritten)?;
+
+    let mut sha256 = Sha256::new();
+    let mut crc32c = Vec::new();
+    let mut chunk = vec![0_u8; CRC_CHUNK_BYTES];
+    let mut hole = Hole::default();
+    let (mut offset, mut unsynced_bytes) = (0, 0);
+    while offset < size_bytes {
+        let chunk_bytes = (size_bytes - offset).min(CRC_CHUNK_BYTES as u64);
+        let chunk = &mut chunk[..usize::try_from(chunk_bytes).unwrap_or(CRC_CHUNK_BYTES)];
+        if hole.covers(source, offset, chunk_bytes) {
+            chunk.fill(0);
+        } else {
+            source.read(offset, chunk)?;
+            if !shares_blocks {
+                unsynced_bytes += write_sparse(&disk, offset, chunk).map_err(unwritten)?;
+            }
+        }
+        sha256.update(&*chunk);
+        crc32c.push(crc32c::crc32c(chunk));
+        offset += chunk_bytes;
+        if unsynced_bytes >= SYNC_BYTES {
+            disk.sync_data().map_err(unwritten)?;
+            unsynced_bytes = 0;
+        }
+        progress.advance(offset.min(source.size_bytes))?;
+    }
+    source.require_unchanged()?;
+    disk.set_permissions(fs::Permissions::from_mode(0o444))
+        .and_then(|()| disk.sync_all())
+        .map_err(unwritten)?;
+    Ok(Content {
+        name: request.name.clone(),
+        size_bytes,
+        sha256: sha256.finalize().into(),
+        crc32c,
+        comment: request.comment.clone(),
+    })
 }
-
-impl Job {
-    fn is_running(&self) -> bool {
-        matches!(*held(&self.state), ImportState::Running)
-    }
-
-    fn shown(&self) -> Import {
-        Import {
-            id: self.id,
-            name: self.name.clone(),
-            source: self.source.clone(),
-            total_bytes: self.total_bytes,
-            done_bytes: self.done_bytes.load(Ordering::Relaxed),
-            state: held(&self.state).clone(),
-        }
-    }
-
-    fn run(&self, source: &Source, images: &Images) -> Result<Arc<Image>> {
-        let directory = images.temporary_directory()?;
-        let imported = self
-            .copy(source, &directory)
-            .and_then(|content| images.publish(&directory, content));
-        if imported.is_err()
-            && let Err(e) = fs::remove_dir_all(&directory)
-        {
-            tracing::warn!("cannot remove {} yet: {e}", directory.display());
-        }
-        imported
-    }
-
-    /// Copies the source to a synced, read-only `disk.raw` in `directory`.
-    fn copy(&self, source: &Source, directory: &Path) -> Result<Content> {
-        let path = disk::image::disk_path(directory);
-        let unwritten = |e: io::Error| match e.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Failed(format!(
-                "no space left to import {}: it needs up to {} MiB under the data directory; \
-                 nothing was kept",
-                self.source.display(),
-                self.total_bytes.div_ceil(1 << 20)
-            )),
-            _ => Error::Failed(format!("cannot write {}: {e}", path.display())),
-        };
-        let disk = File::create_new(&path).map_err(unwritten)?;
-        let shares_blocks = source.is_file && ioctl_ficlone(&disk, &source.file).is_ok();
-        let size_bytes = self
-            .total_bytes
-            .next_multiple_of(u64::from(LOGICAL_BLOCK_BYTES));
-        disk.set_len(size_bytes).map_err(unwritten)?;
-
-        let mut sha256 = Sha256::new();
-        let mut crc32c = Vec::new();
-        let mut chunk = vec![0_u8; CRC_CHUNK_BYTES];
-        let mut hole = Hole::default();
-        let (mut offset, mut unsynced_bytes) = (0, 0);
-        while offset < size_bytes {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Error::Conflict("the import was cancelled".to_owned()));
-            }
-            let chunk_bytes = (size_bytes - offset).min(CRC_CHUNK_BYTES as u64);
-            let chunk = &mut chunk[..usize::try_from(chunk_bytes).unwrap_or(CRC_CHUNK_BYTES)];
-            if hole.covers(source, offset, chunk_bytes) {
-                chunk.fill(0);
-            } else {
-                source.read(offset, chunk)?;
-                if !shares_blocks {
-                    unsynced_bytes += write_sparse(&disk, offset, chunk).map_err(unwritten)?;
-                }
-            }
-            sha256.update(&*chunk);
-            crc32c.push(crc32c::crc32c(chunk));
-            offset += chunk_bytes;
-            if unsynced_bytes >= SYNC_BYTES {
-                disk.sync_data().map_err(unwritten)?;
-                unsynced_bytes = 0;
-            }
-            self.done_bytes
-                .store(offset.min(self.total_bytes), Ordering::Relaxed);
-        }
-        source.require_unchanged()?;
-        disk.set_permissions(fs::Permissions::from_mode(0o444))
-            .and_then(|()| disk.sync_all())
-            .map_err(unwritten)?;
-        Ok(Content {
-            name: self.name.clone(),
-            size_bytes,
-            sha256: sha256.finalize().into(),
-            crc32c,
-            comment: self.comment.clone(),
-        })
-    }
-}
-
 /// Writes what is not zero, in whole runs; answers how much that was.
 fn write_sparse(disk: &File, offset: u64, chunk: &[u8]) -> io::Result<u64> {
     static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];

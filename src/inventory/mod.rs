@@ -13,6 +13,7 @@
 mod generation;
 mod image;
 mod import;
+mod job;
 mod lease;
 mod lock;
 mod machine;
@@ -32,7 +33,8 @@ use uuid::Uuid;
 pub(crate) use disk::overlay::OverlayMode;
 pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
 pub(crate) use image::{Image, ImageRef, hex};
-pub(crate) use import::{Import, ImportRequest, ImportState};
+pub(crate) use import::ImportRequest;
+pub(crate) use job::{Job, JobState, Outcome};
 pub(crate) use machine::{
     Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, parse_mac, show_mac,
 };
@@ -47,7 +49,7 @@ pub(crate) struct Inventory {
     limits: Limits,
     store: Arc<Store>,
     images: Arc<image::Images>,
-    imports: import::Imports,
+    jobs: job::Jobs,
     /// When each machine was last heard of, not yet saved.
     seen: Mutex<HashMap<Uuid, Timestamp>>,
     /// How many machines nobody knows may still be enrolled just now.
@@ -115,7 +117,7 @@ impl Inventory {
             limits,
             store,
             images: Arc::new(images),
-            imports: import::Imports::default(),
+            jobs: job::Jobs::default(),
             seen: Mutex::default(),
             enrolments: Mutex::default(),
             _lock: lock,
@@ -153,7 +155,7 @@ impl Inventory {
 
 impl Drop for Inventory {
     fn drop(&mut self) {
-        self.stop_imports();
+        self.stop_jobs();
         if let Err(error) = self.save_seen() {
             tracing::warn!(%error, "when machines were last seen was not saved");
         }

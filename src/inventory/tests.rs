@@ -97,20 +97,28 @@ impl Site {
                 comment: String::new(),
             })
             .map_err(|e| e.to_string())?;
-        loop {
-            match self.import(started.id).unwrap().state {
-                ImportState::Running => {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                }
-                ImportState::Done(image) => return Ok(image),
-                ImportState::Failed(why) => return Err(why),
-            }
+        match self.ended(started.id)? {
+            Outcome::Image(image) => Ok(image),
         }
     }
 
     /// A directory for sources, beside the data.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
+    }
+}
+
+impl Inventory {
+    /// What a job has made, once it has ended; why not, when it failed.
+    pub(crate) fn ended(&self, job: Uuid) -> Result<Outcome, String> {
+        loop {
+            match self.job(job).unwrap().state {
+                JobState::Running => std::thread::sleep(std::time::Duration::from_millis(1)),
+                JobState::Done(outcome) => return Ok(outcome),
+                JobState::Failed(why) => return Err(why),
+                JobState::Cancelled => return Err("cancelled".to_owned()),
+            }
+        }
     }
 }
 

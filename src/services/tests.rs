@@ -17,8 +17,8 @@ use super::iscsi::MachineDisks;
 use super::{Addresses, Loaders, Site, http};
 use crate::boot::script::Doors;
 use crate::inventory::{
-    Assignment, Image, ImageRef, ImportRequest, ImportState, Inventory, Limits, Machine,
-    MachineChange, Name, NewMachine, OverlayMode,
+    Assignment, Image, ImageRef, ImportRequest, Inventory, Limits, Machine, MachineChange, Name,
+    NewMachine, Outcome, OverlayMode,
 };
 use crate::timeline::{Stage, Timeline};
 
@@ -117,12 +117,8 @@ impl Lab {
             comment: String::new(),
         };
         let id = self.inventory().start_import(request).unwrap().id;
-        loop {
-            match self.inventory().import(id).unwrap().state {
-                ImportState::Running => std::thread::sleep(Duration::from_millis(1)),
-                ImportState::Done(image) => return image,
-                ImportState::Failed(why) => panic!("{why}"),
-            }
+        match self.inventory().ended(id).unwrap() {
+            Outcome::Image(image) => image,
         }
     }
 
