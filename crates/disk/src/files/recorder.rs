@@ -1,24 +1,18 @@
-//! Listens to every write, sync and rename of an overlay, and remakes what a
-//! loss of power may leave of them.
-//!
-//! The rule is POSIX's, not a file system's: what was not synced may be there
-//! or not, in any combination and torn at every 512 bytes; names that were not
-//! synced may be the old or the new ones. What is stored through a mapping
-//! (the live marks) is not listened to: of that the newest state is kept, as
-//! if it had been written back early.
+//! Listens to every write, sync and rename of a disk, so that what a loss of
+//! power may leave of them can be remade.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+mod remake;
+
+use remake::pages_of;
+
 /// A file or directory as an inode: it keeps its number through renames.
 pub(crate) type Node = usize;
-
-/// Unit in which unsynced writes are torn.
-const SECTOR_BYTES: usize = 512;
 
 /// One operation as it was asked for.
 #[derive(Clone, Debug)]
@@ -35,6 +29,9 @@ pub(crate) enum Op {
     Reserve(Node, u64),
     /// A file's contents, or a directory's names, made durable.
     Sync(Node),
+    /// A sync that failed: what it was to make durable no later one will, for
+    /// the kernel takes the pages for clean.
+    SyncFailed(Node),
     /// A question about writeback; changes nothing.
     WritebackError,
     /// A moment somebody wants to remember.
@@ -97,6 +94,13 @@ impl Recorder {
             state.nodes = 1;
         }
         Arc::new(recorder)
+    }
+
+    /// Listens to what happens below `root`; what is there is durable.
+    pub(crate) fn over(root: &Path) -> Arc<Recorder> {
+        let recorder = Recorder::new(root);
+        recorder.state().adopt(0, root);
+        recorder
     }
 
     /// Calls `hook` in the middle of each operation, between its begin and its
@@ -226,7 +230,10 @@ impl Recorder {
             && let Err(error) = hook(&op, about)
         {
             // It is not done, so it has not happened.
-            self.state().events[event].op = Op::Tick;
+            self.state().events[event].op = match op {
+                Op::Sync(node) => Op::SyncFailed(node),
+                _ => Op::Tick,
+            };
             return Err(error);
         }
         Ok(event)
@@ -235,132 +242,42 @@ impl Recorder {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Makes below `target` one state that a loss of power right before event
-    /// `moment` may leave. `fate` decides, asked for each thing that was not
-    /// durable: is it there?
-    pub(crate) fn remake(&self, moment: usize, target: &Path, fate: &mut dyn FnMut() -> bool) {
-        let state = self.state();
-        let events = &state.events[..moment];
-        // When the last sync of each node began, of those that had ended.
-        let mut synced: BTreeMap<Node, usize> = BTreeMap::new();
-        for (begun, event) in events.iter().enumerate() {
-            if let Op::Sync(node) = event.op
-                && event.ended.is_some_and(|ended| ended <= moment)
-            {
-                synced.insert(node, begun);
-            }
-        }
-        let is_durable = |index: usize, node: Node| {
-            let ended = events[index].ended;
-            ended.is_some_and(|ended| synced.get(&node).is_some_and(|begun| ended <= *begun))
-        };
-        let mut files: BTreeMap<Node, Vec<u8>> = BTreeMap::new();
-        let mut names: BTreeMap<Node, BTreeMap<String, Node>> = BTreeMap::new();
-        for (index, event) in events.iter().enumerate() {
-            match &event.op {
-                Op::Names(edits) => {
-                    if edits.iter().all(|(dir, ..)| is_durable(index, *dir)) || fate() {
-                        for (dir, name, node) in edits {
-                            let dir = names.entry(*dir).or_default();
-                            match node {
-                                Some(node) => dir.insert(name.clone(), *node),
-                                None => dir.remove(name),
-                            };
-                        }
-                    }
-                }
-                Op::Write(node, offset, bytes) => {
-                    let durable = is_durable(index, *node);
-                    let file = files.entry(*node).or_default();
-                    let offset = usize::try_from(*offset).unwrap();
-                    let mut at = 0;
-                    while at < bytes.len() {
-                        let sector_end = ((offset + at) / SECTOR_BYTES + 1) * SECTOR_BYTES - offset;
-                        let end = sector_end.min(bytes.len());
-                        if durable || fate() {
-                            let length = file.len().max(offset + end);
-                            file.resize(length, 0);
-                            file[offset + at..offset + end].copy_from_slice(&bytes[at..end]);
-                        }
-                        at = end;
-                    }
-                }
-                Op::Punch(node, offset, bytes) => {
-                    let durable = is_durable(index, *node);
-                    let file = files.entry(*node).or_default();
-                    let start = usize::try_from(*offset).unwrap().min(file.len());
-                    let end = usize::try_from(offset + bytes).unwrap().min(file.len());
-                    for sector in file[start..end].chunks_mut(SECTOR_BYTES) {
-                        if durable || fate() {
-                            sector.fill(0);
-                        }
-                    }
-                }
-                Op::SetLen(node, bytes) => {
-                    if is_durable(index, *node) || fate() {
-                        let length = usize::try_from(*bytes).unwrap();
-                        files.entry(*node).or_default().resize(length, 0);
-                    }
-                }
-                Op::Reserve(node, bytes) => {
-                    if is_durable(index, *node) || fate() {
-                        let file = files.entry(*node).or_default();
-                        let length = file.len().max(usize::try_from(*bytes).unwrap());
-                        file.resize(length, 0);
-                    }
-                }
-                Op::Sync(_) | Op::WritebackError | Op::Tick => {}
-            }
-        }
-        let mut world = World {
-            dirs: state.names.keys().copied().collect(),
-            names,
-            files,
-        };
-        world.make(0, &state.root, target);
-    }
-}
-
-/// What was left.
-struct World {
-    dirs: Vec<Node>,
-    names: BTreeMap<Node, BTreeMap<String, Node>>,
-    files: BTreeMap<Node, Vec<u8>>,
-}
-
-impl World {
-    fn make(&mut self, dir: Node, real: &Path, target: &Path) {
-        for (name, node) in self.names.get(&dir).cloned().unwrap_or_default() {
-            let (real, target) = (real.join(&name), target.join(&name));
-            if self.dirs.contains(&node) {
-                fs::create_dir(&target).unwrap();
-                self.make(node, &real, &target);
-                continue;
-            }
-            let file = fs::File::create(&target).unwrap();
-            if name == "live"
-                && let Ok(marks) = fs::read(&real)
-            {
-                file.write_all_at(&marks, 0).unwrap();
-                continue;
-            }
-            let bytes = self.files.get(&node).map_or(&[][..], Vec::as_slice);
-            // Sparse: most of a file is zeros.
-            file.set_len(bytes.len() as u64).unwrap();
-            for (piece, at) in bytes.chunks(4096).zip((0_u64..).step_by(4096)) {
-                if piece.iter().any(|&b| b != 0) {
-                    file.write_all_at(piece, at).unwrap();
-                }
-            }
-        }
-    }
 }
 
 impl State {
     fn new_node(&mut self) -> Node {
         self.nodes += 1;
         self.nodes - 1
+    }
+
+    /// Takes in what lies below a directory.
+    fn adopt(&mut self, dir: Node, path: &Path) {
+        let mut names: Vec<_> = fs::read_dir(path).unwrap().map(Result::unwrap).collect();
+        names.sort_by_key(fs::DirEntry::file_name);
+        for entry in names {
+            let (path, node) = (entry.path(), self.new_node());
+            let name = entry.file_name().into_string().unwrap();
+            self.done(Op::Names(vec![(dir, name.clone(), Some(node))]));
+            self.names.get_mut(&dir).unwrap().insert(name, node);
+            if path.is_dir() {
+                self.names.insert(node, BTreeMap::new());
+                self.adopt(node, &path);
+                continue;
+            }
+            let file = fs::File::open(&path).unwrap();
+            let bytes = file.metadata().unwrap().len();
+            self.done(Op::SetLen(node, bytes));
+            for (offset, page) in pages_of(&file, bytes) {
+                self.done(Op::Write(node, offset, page));
+            }
+            self.done(Op::Sync(node));
+        }
+        self.done(Op::Sync(dir));
+    }
+
+    fn done(&mut self, op: Op) {
+        let ended = Some(self.events.len() + 1);
+        self.events.push(Event { op, ended });
     }
 
     /// The directory a path lies in, and its name there.

@@ -12,11 +12,13 @@ use crate::{Disk, DiskError, OpenError};
 
 mod history;
 mod site;
+mod states;
 mod workload;
 
 pub(crate) use history::{IMAGE, SECTOR, ZEROS, sector_of};
 pub(crate) use site::{Found, Site, is_sync_of, scratch};
-pub(crate) use workload::{die_everywhere, work};
+pub(crate) use workload::die_everywhere;
+use workload::{die_at, work, work_together};
 
 /// A kind of disk that is put to the proof.
 pub(crate) trait Subject: Clone + Send + Sync + 'static {

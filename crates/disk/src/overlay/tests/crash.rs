@@ -9,7 +9,7 @@ use crate::Ram;
 use crate::files::recorder::{Op, Recorder};
 use crate::tests::crash::{
     Dice, Found, IMAGE, SECTOR, Site, Subject, ZEROS, die_everywhere, is_sync_of, scratch,
-    sector_of, work,
+    sector_of,
 };
 
 mod faults;
@@ -121,59 +121,6 @@ fn sectors(overlay: &Overlay) -> Vec<[u8; SECTOR]> {
         .chunks(SECTOR)
         .map(|s| s.try_into().unwrap())
         .collect()
-}
-
-#[test]
-fn flushed_is_there_and_nothing_unwritten_after_any_power_loss() {
-    for seed in 1..=6 {
-        let site = site(OverlayMode::Keep);
-        let first = site.recorder.moment();
-        work(&site, seed, 60).unwrap();
-        let last = site.recorder.moment();
-        let mut dice = Dice(seed);
-        for _ in 0..40 {
-            let moment = first + dice.below(last - first + 1);
-            site.lose_power_variously(moment, seed, 2);
-        }
-        site.lose_power_variously(last, seed, 3);
-    }
-}
-
-/// The long form: every moment of many workloads.
-#[test]
-#[ignore = "minutes; run it after a change of the overlay's order of writes"]
-fn flushed_is_there_after_any_power_loss_at_every_moment() {
-    for seed in 100..140 {
-        let site = site(OverlayMode::Keep);
-        let first = site.recorder.moment();
-        work(&site, seed, 150).unwrap();
-        for moment in first..=site.recorder.moment() {
-            site.lose_power_variously(moment, seed, 3);
-        }
-    }
-}
-
-#[test]
-fn an_overlay_found_after_a_power_loss_keeps_its_promises_again() {
-    for seed in 20..40 {
-        let site = site(OverlayMode::Keep);
-        let first = site.recorder.moment();
-        work(&site, seed, 40).unwrap();
-        let mut dice = Dice(seed);
-        let moment = first + dice.below(site.recorder.moment() - first + 1);
-        let found = site.lose_power(moment, &mut || dice.below(2) == 0);
-        // Back to work, and once more.
-        found.disk.write(4096, &[0xaa; 700]).unwrap();
-        found.disk.unmap(9 * 4096, 8192).unwrap();
-        found.disk.flush().unwrap();
-        let before = sectors(&found.disk);
-        let Found { disk, home, .. } = found;
-        drop(disk);
-        let dir = home.path().join("ov");
-        let files = site.files.in_another_boot().in_another_boot();
-        let again = Store::open(files, &dir, image(), Caching::WriteBack).unwrap();
-        assert!(sectors(&Overlay::over(again)) == before, "seed {seed}");
-    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(crate) fn sector_of(stamp: Stamp, sector: usize) -> [u8; SECTOR] {
 }
 
 /// Who wrote a sector last; `None` when it is nobody's bytes.
-fn stamp_of(bytes: &[u8; SECTOR], sector: usize) -> Option<Stamp> {
+pub(super) fn stamp_of(bytes: &[u8; SECTOR], sector: usize) -> Option<Stamp> {
     let stamp = match word(bytes) {
         0 => ZEROS,
         word => u32::try_from(word >> 32).ok()?,
@@ -70,7 +70,7 @@ struct Start {
 }
 
 /// Everything that was asked of a disk.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct History {
     /// Of each sector that is worked on.
     sectors: Vec<Vec<Version>>,
@@ -81,9 +81,10 @@ pub(crate) struct History {
 }
 
 impl History {
-    pub(super) fn new(sectors: usize, untouched: Stamp, epoch: u64) -> History {
-        let version = Version {
-            stamp: untouched,
+    /// Of a disk whose sectors are as `found`; new stamps follow `newest`.
+    pub(super) fn new(found: Vec<Stamp>, newest: Stamp, epoch: u64) -> History {
+        let version = |stamp| Version {
+            stamp,
             begun: 0,
             ended: 0,
             is_answered: true,
@@ -95,9 +96,10 @@ impl History {
             answered: 0,
         };
         History {
-            sectors: vec![vec![version]; sectors],
+            sectors: found.into_iter().map(|s| vec![version(s)]).collect(),
             starts: vec![start],
-            ..History::default()
+            flushes: Vec::new(),
+            stamps: newest,
         }
     }
 

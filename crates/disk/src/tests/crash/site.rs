@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::history::{History, SECTOR, Stamp, sector_of};
+use super::history::{History, SECTOR, Stamp, sector_of, stamp_of};
 use super::{Dice, Subject};
 use crate::files::Files;
 use crate::files::recorder::{Op, Recorder};
@@ -28,6 +28,8 @@ pub(crate) struct Site<S: Subject> {
     pub(crate) home: tempfile::TempDir,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) files: Files,
+    /// The first moment at which power can be lost.
+    pub(crate) born: usize,
     disk: Mutex<Option<Arc<S::Disk>>>,
     history: Mutex<History>,
     /// Numbers of the sectors that are worked on.
@@ -41,8 +43,10 @@ impl<S: Subject> Site<S> {
         let files = Files::real().unwrap().recorded_by(&recorder);
         let disk = subject.create(&files, home.path()).unwrap();
         let numbers: Vec<usize> = subject.places().into_iter().flatten().collect();
-        let history = History::new(numbers.len(), subject.untouched(), subject.epoch(&disk));
+        let untouched = vec![subject.untouched(); numbers.len()];
+        let history = History::new(untouched, 0, subject.epoch(&disk));
         Arc::new(Site {
+            born: recorder.moment(),
             home,
             recorder,
             files,
@@ -51,6 +55,41 @@ impl<S: Subject> Site<S> {
             numbers,
             subject,
         })
+    }
+
+    /// Loses power before event `moment` and goes on with what is left, under
+    /// a recorder of its own. Losing power again, at whatever step of opening
+    /// it, must find the same.
+    pub(crate) fn second_life(
+        &self,
+        moment: usize,
+        fate: impl Fn() -> Box<dyn FnMut() -> bool>,
+    ) -> Result<Arc<Site<S>>, String> {
+        let first = self.try_lose_power(moment, &mut fate())?;
+        let stamps = first
+            .sectors
+            .iter()
+            .map(|(number, bytes)| stamp_of(bytes, *number));
+        let stamps = stamps.map(|stamp| stamp.expect("was held against the history"));
+        let newest = self.history().newest();
+        let history = History::new(stamps.collect(), newest, self.subject.epoch(&first.disk));
+        let home = scratch();
+        self.recorder.remake(moment, home.path(), &mut fate());
+        let recorder = Recorder::over(home.path());
+        let born = recorder.moment();
+        let files = self.files.in_another_boot().recorded_by(&recorder);
+        let disk = (self.subject.open(&files, home.path()))
+            .map_err(|error| format!("event {moment}: cannot be opened again: {error}"))?;
+        Ok(Arc::new(Site {
+            subject: self.subject.clone(),
+            born,
+            home,
+            recorder,
+            files,
+            disk: Mutex::new(Some(Arc::new(disk))),
+            history: Mutex::new(history),
+            numbers: self.numbers.clone(),
+        }))
     }
 
     pub(crate) fn disk(&self) -> Arc<S::Disk> {

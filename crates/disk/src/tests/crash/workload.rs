@@ -9,6 +9,8 @@ use super::{Dice, Site, Subject, is_sync_of};
 use crate::DiskError;
 use crate::files::recorder::Op;
 
+const THREADS: usize = 3;
+
 /// How long a sync waits for a write that may be waiting for it.
 const PATIENCE: Duration = Duration::from_millis(1);
 
@@ -111,35 +113,66 @@ fn quiet_work<S: Subject>(site: &Site<S>, seed: u64, steps: usize) -> Result<(),
     site.close()
 }
 
+/// Random work of several threads on all of the disk.
+pub(crate) fn work_together<S: Subject>(site: &Site<S>, seed: u64, steps: usize) {
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let mut dice = Dice(seed ^ (thread as u64) << 32);
+            scope.spawn(move || {
+                for _ in 0..steps / THREADS {
+                    let first = dice.below(site.sectors());
+                    let count = [1, 3, 8, 16, 60][dice.below(5)];
+                    match dice.below(10) {
+                        0..=4 => site.write(first, count),
+                        5..=6 => site.unmap(first / 8 * 8, count.next_multiple_of(8)),
+                        _ => site.flush(),
+                    }
+                    .unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// Kills the process before the operation of that number of some work, and
+/// opens what it left: what was answered is there. Answers whether it came so
+/// far.
+pub(crate) fn die_at<S: Subject>(
+    site: &Site<S>,
+    seed: u64,
+    steps: usize,
+    operation: usize,
+) -> Result<bool, String> {
+    let left = AtomicUsize::new(operation);
+    let dead = Arc::new(AtomicBool::new(false));
+    let died = dead.clone();
+    site.recorder.set_hook(move |_, _| {
+        let before = left.load(Ordering::Relaxed);
+        left.store(before.saturating_sub(1), Ordering::Relaxed);
+        if before == 0 {
+            died.store(true, Ordering::Relaxed);
+            return Err(io::Error::other("dead"));
+        }
+        Ok(())
+    });
+    let _ = quiet_work(site, seed, steps);
+    site.kill();
+    site.recorder.clear_hook();
+    site.reopen()
+        .map_err(|e| format!("dead before operation {operation}: cannot be opened: {e}"))?;
+    site.check_answered()
+        .and_then(|()| site.subject.judge_death(&site.disk()))
+        .map_err(|e| format!("dead before operation {operation}: {e}"))?;
+    Ok(dead.load(Ordering::Relaxed))
+}
+
 /// A death of the process before any of the operations (each `stride`th):
 /// whatever was answered until then is there, in the same boot of the kernel,
 /// and after a loss of power what was flushed.
 pub(crate) fn die_everywhere<S: Subject>(subject: &S, seed: u64, steps: usize, stride: usize) {
-    let mut moment = 1;
-    loop {
+    for operation in (1..).step_by(stride) {
         let site = Site::new(subject.clone());
-        let left = Arc::new(AtomicUsize::new(moment));
-        let dead = Arc::new(AtomicBool::new(false));
-        {
-            let dead = dead.clone();
-            site.recorder.set_hook(move |_, _| {
-                let before = left.load(Ordering::Relaxed);
-                left.store(before.saturating_sub(1), Ordering::Relaxed);
-                if before == 0 {
-                    dead.store(true, Ordering::Relaxed);
-                    return Err(io::Error::other("dead"));
-                }
-                Ok(())
-            });
-        }
-        let _ = quiet_work(&site, seed, steps);
-        site.kill();
-        site.recorder.clear_hook();
-        site.reopen()
-            .unwrap_or_else(|e| panic!("dead before operation {moment}: {e}"));
-        site.check_answered()
-            .and_then(|()| subject.judge_death(&site.disk()))
-            .unwrap_or_else(|e| panic!("dead before operation {moment}: {e}"));
+        let died = die_at(&site, seed, steps, operation).unwrap_or_else(|e| panic!("{e}"));
         if !subject.is_volatile() {
             site.lose_power_variously(site.recorder.moment(), seed, 1);
             // And a flush makes all of it durable, the dead one's work too.
@@ -147,9 +180,8 @@ pub(crate) fn die_everywhere<S: Subject>(subject: &S, seed: u64, steps: usize, s
             let now = site.recorder.moment();
             site.lose_power(now, &mut || false);
         }
-        if !dead.load(Ordering::Relaxed) {
+        if !died {
             return;
         }
-        moment += stride;
     }
 }
