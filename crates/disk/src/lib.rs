@@ -13,6 +13,9 @@ mod formats;
 mod health;
 pub mod image;
 pub mod overlay;
+// Differencing disks are opened with it.
+#[allow(dead_code)]
+mod parents;
 pub mod probe;
 mod ram;
 mod range;

@@ -7,10 +7,11 @@ use std::time::SystemTime;
 use super::blocks::{ABSENT, MAX_ENTRIES};
 use super::footer::{EPOCH_SECONDS, FOOTER_BYTES, Footer, MAX_SIZE_BYTES, SECTOR_BYTES};
 use super::header::{DEFAULT_BLOCK_BYTES, HEADER_BYTES, Header, Locator};
-use super::open::{directory, open_on};
+use super::open::open_on;
 use super::{Kind, Vhd};
 use crate::files::{File, Files};
 use crate::health::trouble;
+use crate::parents::directory;
 use crate::{Access, NewDisk, NewFormat, OpenError, Opening};
 
 /// Makes the file `path`, which does not exist yet, an empty disk, durable

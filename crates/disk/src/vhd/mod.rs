@@ -43,6 +43,8 @@ mod tests;
 
 pub(crate) use create::create;
 pub(crate) use open::open;
+#[cfg(test)]
+pub(crate) use {create::create_on, open::open_on};
 
 /// More pieces than this are not worth gathering: `read` copies them.
 const MAX_SEGMENTS: usize = 64;
@@ -235,6 +237,18 @@ impl Vhd {
 
     fn context(&self, what: &str) -> String {
         format!("{what} {}", self.path.display())
+    }
+}
+
+/// Holds the structures of a closed file against each other: footers, header,
+/// and a table whose blocks lie in the file and on nothing else.
+#[cfg(test)]
+pub(crate) fn check(path: &Path) -> Result<(), String> {
+    let opening = crate::Opening::new(Access::ReadOnly);
+    let disk = open(path, &opening).map_err(|error| error.to_string())?;
+    match disk.notes.first() {
+        None => Ok(()),
+        Some(note) => Err(format!("{}: {note}", path.display())),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -420,12 +420,4 @@ fn check_blocks(
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     tail.used_end = used_end;
     Ok(())
-}
-
-/// The directory a file lies in.
-pub(super) fn directory(path: &Path) -> PathBuf {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent.to_owned(),
-        _ => PathBuf::from("."),
-    }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::footer::FOOTER_BYTES;
 use super::*;
 use crate::contract::Subject;
+use crate::files::Files;
 use crate::{NewDisk, NewFormat, Opening, SharedDisk};
 
 mod hostile;
@@ -22,11 +23,11 @@ fn make(path: &Path, format: NewFormat, size_bytes: u64) -> Result<Vhd, OpenErro
         size_bytes,
         logical_block_bytes: 512,
     };
-    create(path, &new)
+    create_on(&Files::real().unwrap(), path, &new)
 }
 
 fn opened(path: &Path, access: Access) -> Result<Vhd, OpenError> {
-    open(path, &Opening::new(access))
+    open_on(&Files::real().unwrap(), path, &Opening::new(access))
 }
 
 fn contents(disk: &dyn Disk) -> Vec<u8> {
@@ -98,6 +99,7 @@ fn a_dynamic_disk_takes_what_is_written_and_no_room_when_it_is_closed() {
     assert_eq!(description.name, "dynamic VHD");
     assert!(description.stored_bytes.unwrap() < 1 << 20);
     assert!(description.notes.is_empty());
+    check(&kinds.path()).unwrap();
 }
 
 /// The death of a process leaves room behind the last block; what is in it is
