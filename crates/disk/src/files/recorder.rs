@@ -231,7 +231,8 @@ impl Recorder {
         {
             // It is not done, so it has not happened.
             self.state().events[event].op = match op {
-                Op::Sync(node) => Op::SyncFailed(node),
+                // Of a death, which no system said, the kernel knows nothing.
+                Op::Sync(node) if error.raw_os_error().is_some() => Op::SyncFailed(node),
                 _ => Op::Tick,
             };
             return Err(error);
