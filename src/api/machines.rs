@@ -40,6 +40,8 @@ pub(crate) struct Machine {
     pub(crate) image: Option<String>,
     /// What becomes of its writes at its next boot.
     pub(crate) mode: Option<Mode>,
+    /// The own disk it boots in place of an image, and writes.
+    pub(crate) disk: Option<String>,
     /// Fixed address.
     #[schema(value_type = Option<String>, format = Ipv4)]
     pub(crate) address: Option<Ipv4Addr>,
@@ -92,6 +94,9 @@ pub(crate) struct AddMachine {
     /// "keep" when it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mode: Option<Mode>,
+    /// An own disk, in place of an image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<String>,
     /// Fixed address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = Ipv4)]
@@ -129,6 +134,14 @@ pub(crate) struct SetMachine {
     /// Another mode; needs an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) mode: Option<Mode>,
+    /// An own disk, in place of an image; `null`: neither.
+    #[serde(
+        default,
+        deserialize_with = "said",
+        skip_serializing_if = "Option::is_none"
+    )]
+    #[schema(value_type = Option<String>)]
+    pub(crate) disk: Option<Option<String>>,
     /// Fixed address.
     #[serde(
         default,
@@ -226,13 +239,15 @@ pub(super) async fn add(
     Body(body): Body<AddMachine>,
 ) -> Result<(StatusCode, Json<Machine>), ApiError> {
     api.work(move |api| {
-        let assignment = match (&body.image, body.mode) {
-            (Some(image), mode) => Some(Assignment {
+        let assignment = match (&body.image, body.mode, &body.disk) {
+            (Some(_), _, Some(_)) => return Err(image_or_disk()),
+            (Some(image), mode, None) => Some(Assignment::Image {
                 image: ImageRef::parse(image)?,
                 mode: mode.unwrap_or(Mode::Keep).into(),
             }),
-            (None, Some(_)) => return Err(ApiError::invalid("a mode needs an image")),
-            (None, None) => None,
+            (None, Some(_), _) => return Err(ApiError::invalid("a mode needs an image")),
+            (None, None, Some(disk)) => Some(Assignment::Disk(api.inventory.own_disk(disk)?.id)),
+            (None, None, None) => None,
         };
         let machine = api.inventory.add_machine(NewMachine {
             name: Name::parse(&body.name)?,
@@ -294,7 +309,14 @@ pub(super) async fn set(
             mac,
             uuid: body.uuid.map(|uuid| uuid.map(|uuid| uuid.to_bytes_le())),
             serial: body.serial,
-            assignment: assignment(&machine, body.image.as_ref(), body.mode)?,
+            assignment: match &body.disk {
+                None => assignment(&machine, body.image.as_ref(), body.mode)?,
+                Some(_) if body.image.is_some() || body.mode.is_some() => {
+                    return Err(image_or_disk());
+                }
+                Some(Some(disk)) => Some(Some(Assignment::Disk(api.inventory.own_disk(disk)?.id))),
+                Some(None) => Some(None),
+            },
             address: body.address,
             loader: body.loader,
         };
@@ -372,7 +394,11 @@ fn found(api: &Api, text: &str) -> Result<inventory::Machine, ApiError> {
 }
 
 fn shown(api: &Api, machine: inventory::Machine) -> Result<Machine, ApiError> {
-    let assignment = machine.assignment;
+    let (image, mode, disk) = match machine.assignment {
+        Some(Assignment::Image { image, mode }) => (Some(image), Some(mode), None),
+        Some(Assignment::Disk(disk)) => (None, None, Some(api.inventory.own_disk_of(disk)?)),
+        None => (None, None, None),
+    };
     Ok(Machine {
         id: machine.id,
         name: machine.name.to_string(),
@@ -383,8 +409,9 @@ fn shown(api: &Api, machine: inventory::Machine) -> Result<Machine, ApiError> {
             MachineState::Pending => MachineStateWord::Pending,
             MachineState::Known => MachineStateWord::Known,
         },
-        image: assignment.as_ref().map(|a| a.image.to_string()),
-        mode: assignment.map(|a| a.mode.into()),
+        image: image.map(|image| image.to_string()),
+        mode: mode.map(Mode::from),
+        disk: disk.map(|disk| disk.name.to_string()),
         address: machine.address,
         loader: machine.loader,
         generation: api.inventory.generations(machine.id)?.current,
@@ -400,30 +427,40 @@ fn assignment(
     image: Option<&Option<String>>,
     mode: Option<Mode>,
 ) -> Result<Option<Option<Assignment>>, ApiError> {
-    let old = machine.assignment.as_ref();
-    let mode_or = |fallback: OverlayMode| mode.map_or(fallback, OverlayMode::from);
+    let (old_image, old_mode) = match &machine.assignment {
+        Some(Assignment::Image { image, mode }) => (Some(image), Some(*mode)),
+        _ => (None, None),
+    };
+    let mode_or_old = || {
+        let said = mode.map(OverlayMode::from);
+        said.or(old_mode).unwrap_or(OverlayMode::Keep)
+    };
     Ok(match (image, mode) {
         (None, None) => None,
         (Some(None), None) => Some(None),
         (Some(None), Some(_)) => return Err(ApiError::invalid("a mode needs an image")),
-        (Some(Some(image)), _) => Some(Some(Assignment {
+        (Some(Some(image)), _) => Some(Some(Assignment::Image {
             image: ImageRef::parse(image)?,
-            mode: mode_or(old.map_or(OverlayMode::Keep, |old| old.mode)),
+            mode: mode_or_old(),
         })),
         (None, Some(_)) => {
-            let Some(old) = old else {
+            let Some(image) = old_image else {
                 return Err(ApiError::invalid(format!(
                     "{name} has no image yet: name one too \
                      (`diskless machine set {name} --image NAME`)",
                     name = machine.name
                 )));
             };
-            Some(Some(Assignment {
-                image: old.image.clone(),
-                mode: mode_or(old.mode),
+            Some(Some(Assignment::Image {
+                image: image.clone(),
+                mode: mode_or_old(),
             }))
         }
     })
+}
+
+fn image_or_disk() -> ApiError {
+    ApiError::invalid("a machine boots an image with a mode, or a disk: name one of the two")
 }
 
 impl From<Mode> for OverlayMode {

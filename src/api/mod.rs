@@ -1,12 +1,13 @@
 //! REST, one file per noun, described once (`openapi.json`).
 //!
-//! `/api/v1/machines`, `images`, `jobs`, `overlays`, `targets`, `leases`,
+//! `/api/v1/machines`, `images`, `jobs`, `overlays`, `disks`, `targets`, `leases`,
 //! `sessions`, `status`. The same types are the bodies here and what the command line reads.
 //! A refusal is `{ "error": "one sentence" }` with the status code that fits.
 //!
 //! Whoever reaches the API may do everything the program may: it stands on a
 //! Unix socket (`server`), and on a loopback address where the site asks for it.
 
+pub(crate) mod disks;
 mod error;
 pub(crate) mod images;
 pub(crate) mod jobs;
@@ -62,6 +63,10 @@ pub(crate) trait Live: Send + Sync + 'static {
 
     /// Whether a machine has sessions.
     fn machine_in_use(&self, machine: Uuid) -> bool;
+
+    /// Closes an own disk that no machine's session has open; gives the machine
+    /// that has.
+    fn release_own_disk(&self, disk: Uuid) -> Result<(), String>;
 
     /// Ends a machine's sessions and closes its disk, also one that stays open
     /// for a while after the last session; does `work`, once, before anyone
@@ -174,6 +179,9 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(overlays::list))
         .routes(routes!(overlays::remove))
+        .routes(routes!(disks::list, disks::add))
+        .routes(routes!(disks::register))
+        .routes(routes!(disks::show, disks::remove))
         .routes(routes!(targets::list, targets::add))
         .routes(routes!(targets::show, targets::remove))
         .routes(routes!(targets::add_lun))

@@ -64,6 +64,10 @@ impl Live for Fake {
         self.running.lock().unwrap().contains(&machine)
     }
 
+    fn release_own_disk(&self, _disk: Uuid) -> Result<(), String> {
+        Ok(())
+    }
+
     fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut()) {
         self.closed.lock().unwrap().push(machine);
         self.running
@@ -558,4 +562,43 @@ async fn what_a_target_cannot_be_is_refused_with_the_status_that_fits() {
         4096
     );
     assert_eq!(test.delete("/targets/data").await.0, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
+async fn a_machine_boots_a_disk_in_place_of_an_image() {
+    let test = Test::new();
+    test.add("pc07", 7).await;
+    let disk = json!({ "name": "win", "size_bytes": 1 << 30 });
+    let (status, made) = test.post("/disks", disk).await;
+    assert_eq!(status, StatusCode::CREATED, "{made}");
+    assert_eq!(made["kind"], "raw");
+    let (status, pc) = test.patch("/machines/pc07", json!({ "disk": "win" })).await;
+    assert_eq!(status, StatusCode::OK, "{pc}");
+    assert_eq!((&pc["disk"], &pc["image"]), (&json!("win"), &Value::Null));
+    assert_eq!(
+        test.get("/disks/win").await["users"],
+        json!(["machine pc07"])
+    );
+    let (status, refusal) = test.delete("/disks/win").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refusal}");
+    let both = json!({ "disk": "win", "mode": "keep" });
+    let (status, _) = test.patch("/machines/pc07", both).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    test.patch("/machines/pc07", json!({ "disk": null })).await;
+    let (status, _) = test.delete("/disks/win").await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(test.get("/disks").await, json!([]));
+}
+
+#[tokio::test]
+async fn a_disk_needs_a_size_or_a_parent() {
+    let test = Test::new();
+    for body in [
+        json!({ "name": "win" }),
+        json!({ "name": "win", "size_bytes": 1 << 30, "parent": "other" }),
+        json!({ "name": "Win", "size_bytes": 1 << 30 }),
+    ] {
+        let (status, refusal) = test.post("/disks", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{refusal}");
+    }
 }

@@ -54,6 +54,9 @@ pub(super) struct Add {
     /// What becomes of its writes at its next boot [default: keep]
     #[arg(long, requires = "image")]
     mode: Option<Mode>,
+    /// Own disk it boots in place of an image, and writes
+    #[arg(long, value_name = "NAME", conflicts_with = "image")]
+    disk: Option<String>,
     /// Fixed address
     #[arg(long)]
     address: Option<Ipv4Addr>,
@@ -71,7 +74,7 @@ pub(super) struct Add {
 #[derive(Debug, Args)]
 #[group(skip)]
 #[command(group = ArgGroup::new("changes").required(true).multiple(true).args([
-    "name", "mac", "image", "mode", "address", "loader", "uuid", "serial",
+    "name", "mac", "image", "mode", "disk", "address", "loader", "uuid", "serial",
 ]))]
 pub(super) struct Set {
     /// Name or MAC
@@ -88,6 +91,9 @@ pub(super) struct Set {
     /// What becomes of its writes at its next boot
     #[arg(long)]
     mode: Option<Mode>,
+    /// Own disk in place of an image, or none
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["image", "mode"])]
+    disk: Option<Or<String>>,
     /// Fixed address, or none
     #[arg(long)]
     address: Option<Or<Ipv4Addr>>,
@@ -178,6 +184,7 @@ impl Add {
             mac: self.mac,
             image: self.image,
             mode: self.mode,
+            disk: self.disk,
             address: self.address,
             loader: self.loader,
             uuid: self.uuid,
@@ -196,6 +203,7 @@ impl Set {
             mac: self.mac.clone(),
             image: said(&self.image),
             mode: self.mode,
+            disk: said(&self.disk),
             address: said(&self.address),
             loader: said(&self.loader),
             uuid: said(&self.uuid),
@@ -213,14 +221,22 @@ fn state(machine: &Machine) -> &'static str {
 }
 
 fn mode(machine: &Machine) -> Option<&'static str> {
-    machine.mode.map(|mode| match mode {
-        Mode::Reset => "reset",
-        Mode::Keep => "keep",
-    })
+    match (&machine.disk, machine.mode) {
+        (Some(_), _) => Some("direct"),
+        (None, Some(Mode::Reset)) => Some("reset"),
+        (None, Some(Mode::Keep)) => Some("keep"),
+        (None, None) => None,
+    }
+}
+
+/// The image or disk a machine boots.
+fn boots(machine: &Machine) -> Option<String> {
+    let disk = machine.disk.as_ref().map(|disk| format!("disk {disk}"));
+    disk.or_else(|| machine.image.clone())
 }
 
 fn summary(machine: &Machine) -> String {
-    let boots = match (&machine.image, mode(machine)) {
+    let boots = match (boots(machine), mode(machine)) {
         (Some(image), Some(mode)) => format!("boots {image}, {mode}"),
         _ => format!(
             "no image yet: `diskless machine set {} --image NAME`",
@@ -241,13 +257,13 @@ fn list(machines: &[Machine], now: Timestamp) -> String {
             machine.name.clone(),
             machine.mac.clone(),
             state(machine).to_owned(),
-            or_dash(machine.image.as_ref()),
+            or_dash(boots(machine)),
             or_dash(mode(machine)),
             or_dash(machine.address),
             or_dash(machine.last_seen.map(|at| ago(at, now))),
         ]
     });
-    let header = ["NAME", "MAC", "STATE", "IMAGE", "MODE", "ADDRESS", "SEEN"];
+    let header = ["NAME", "MAC", "STATE", "BOOTS", "MODE", "ADDRESS", "SEEN"];
     let mut text = table(header, &[], rows);
     let pending = machines
         .iter()
@@ -267,13 +283,13 @@ fn details(machine: &Machine) -> String {
         ("name", machine.name.clone()),
         ("MAC", machine.mac.clone()),
         ("state", state(machine).to_owned()),
-        ("image", or_dash(machine.image.as_ref())),
+        ("boots", or_dash(boots(machine))),
         ("mode", or_dash(mode(machine))),
         ("address", or_dash(machine.address)),
         ("loader", or_dash(machine.loader.as_ref())),
         ("UUID", or_dash(machine.uuid)),
         ("serial", or_dash(machine.serial.as_ref())),
-        ("boots", machine.generation.to_string()),
+        ("boot", machine.generation.to_string()),
         ("added", time(machine.created)),
         ("seen", or_dash(machine.last_seen.map(time))),
         ("id", machine.id.to_string()),
@@ -326,6 +342,7 @@ mod tests {
             state,
             image: Some("debian@1".into()),
             mode: Some(Mode::Keep),
+            disk: None,
             address: None,
             loader: None,
             generation: 2,
@@ -347,7 +364,7 @@ mod tests {
         assert_eq!(
             lines[..2],
             [
-                "NAME   MAC                STATE    IMAGE     MODE  ADDRESS  SEEN",
+                "NAME   MAC                STATE    BOOTS     MODE  ADDRESS  SEEN",
                 "pc07   52:54:00:00:00:07  known    debian@1  keep  -        10 min ago",
             ]
         );

@@ -5,6 +5,7 @@
 //! the answer, as text or with `--json` as it came.
 
 mod client;
+mod disk;
 mod image;
 mod job;
 mod lease;
@@ -13,6 +14,7 @@ mod overlay;
 mod session;
 mod settings;
 mod show;
+mod size;
 mod status;
 mod target;
 
@@ -92,6 +94,9 @@ enum Noun {
     /// Computers we boot
     #[command(subcommand)]
     Machine(machine::Verb),
+    /// Own disks: disk files that are written in place
+    #[command(subcommand)]
+    Disk(disk::Verb),
     /// Machines' private writes
     #[command(subcommand)]
     Overlay(overlay::Verb),
@@ -151,6 +156,7 @@ impl Ask {
         match self.noun {
             Noun::Image(verb) => image::run(&client, verb, self.json).await,
             Noun::Machine(verb) => machine::run(&client, verb).await,
+            Noun::Disk(verb) => disk::run(&client, verb).await,
             Noun::Overlay(verb) => overlay::run(&client, verb).await,
             Noun::Job(verb) => job::run(&client, verb, self.json).await,
             Noun::Lease(verb) => lease::run(&client, verb).await,

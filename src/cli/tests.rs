@@ -53,6 +53,10 @@ impl Live for Nothing {
         false
     }
 
+    fn release_own_disk(&self, _: Uuid) -> Result<(), String> {
+        Ok(())
+    }
+
     fn while_closed(&self, _machine: Uuid, work: &mut dyn FnMut()) {
         work();
     }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::machine::nearest;
-use super::{Error, Inventory, Name, Result, held, now, sync_directory};
+use super::{Assignment, Error, Inventory, Name, Result, held, now, sync_directory};
 
 /// One version of a golden image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,7 +156,7 @@ impl Inventory {
             .read(|facts| Ok((facts.machines()?, facts.overlays()?)))?;
         for image in versions {
             let assigned = machines.iter().find(|machine| {
-                let meant = machine.assignment.as_ref().map(|a| &a.image);
+                let meant = machine.assignment.as_ref().and_then(Assignment::image);
                 meant.is_some_and(|meant| found.resolve(meant).is_ok_and(|i| i == *image))
             });
             if let Some(machine) = assigned {
@@ -563,7 +563,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 mod tests {
     use super::*;
     use crate::inventory::tests::{Site, mac};
-    use crate::inventory::{Assignment, MachineChange, NewMachine, OverlayMode};
+    use crate::inventory::{MachineChange, NewMachine, OverlayMode};
 
     fn meant(text: &str) -> ImageRef {
         ImageRef::parse(text).unwrap()
@@ -571,7 +571,7 @@ mod tests {
 
     fn boots(image: &str) -> MachineChange {
         MachineChange {
-            assignment: Some(Some(Assignment {
+            assignment: Some(Some(Assignment::Image {
                 image: meant(image),
                 mode: OverlayMode::Keep,
             })),

@@ -12,6 +12,7 @@ use disk::overlay::OverlayMode;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::disk::require_writer;
 use super::store::Facts;
 use super::{Error, ImageRef, Inventory, Name, Result, Survives, held, now};
 
@@ -54,11 +55,26 @@ pub(crate) enum MachineState {
 
 /// What a machine boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Assignment {
-    /// The golden image.
-    pub(crate) image: ImageRef,
-    /// What becomes of its writes.
-    pub(crate) mode: OverlayMode,
+pub(crate) enum Assignment {
+    /// A golden image, through an overlay of the machine's own.
+    Image {
+        /// Which.
+        image: ImageRef,
+        /// What becomes of the machine's writes.
+        mode: OverlayMode,
+    },
+    /// An own disk, written in place.
+    Disk(Uuid),
+}
+
+impl Assignment {
+    /// The golden image, where it is one.
+    pub(crate) fn image(&self) -> Option<&ImageRef> {
+        match self {
+            Assignment::Image { image, .. } => Some(image),
+            Assignment::Disk(_) => None,
+        }
+    }
 }
 
 impl MachineState {
@@ -213,8 +229,8 @@ impl Inventory {
     pub(crate) fn add_machine(&self, new: NewMachine) -> Result<Machine> {
         check_mac(new.mac)?;
         let images = self.images.hold();
-        if let Some(assignment) = &new.assignment {
-            images.resolve(&assignment.image)?;
+        if let Some(image) = new.assignment.as_ref().and_then(Assignment::image) {
+            images.resolve(image)?;
         }
         self.store.write(Survives::Power, |facts| {
             let pending = match facts.machine_by_mac(new.mac)? {
@@ -240,6 +256,7 @@ impl Inventory {
                 last_seen: pending.and_then(|p| p.last_seen),
             };
             require_unique(facts, &machine)?;
+            require_writer(facts, &machine)?;
             facts.put_machine(&machine)?;
             Ok(machine)
         })
@@ -321,8 +338,8 @@ impl Inventory {
     /// or an image.
     pub(crate) fn set_machine(&self, id: Uuid, change: MachineChange) -> Result<Machine> {
         let images = self.images.hold();
-        if let Some(Some(assignment)) = &change.assignment {
-            images.resolve(&assignment.image)?;
+        if let Some(Some(Assignment::Image { image, .. })) = &change.assignment {
+            images.resolve(image)?;
         }
         let machine = self.store.write(Survives::Power, |facts| {
             let mut machine = facts
@@ -362,6 +379,7 @@ impl Inventory {
                 machine.loader = loader.map(|file| require_loader(&file)).transpose()?;
             }
             require_unique(facts, &machine)?;
+            require_writer(facts, &machine)?;
             facts.put_machine(&machine)?;
             Ok(machine)
         })?;

@@ -1,4 +1,5 @@
-//! FACTS: what this site has: machines, images, overlays, leases, plain targets.
+//! FACTS: what this site has: machines, images, overlays, own disks, leases,
+//! plain targets.
 //!
 //! [`Inventory`] is the one thing the rest of the program holds; each noun is a
 //! file here and adds its own methods to it. Facts about machines, overlays,
@@ -10,6 +11,7 @@
 //! threads that may wait. Reads are answered from memory or from SQLite's page
 //! cache (microseconds); writes that promise durability wait for one `fsync`.
 
+mod disk;
 mod generation;
 mod image;
 mod import;
@@ -30,7 +32,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-pub(crate) use disk::overlay::OverlayMode;
+pub(crate) use self::disk::{DirectBoot, DiskFormat, DiskKind, NewOwnDisk, OwnDisk, stored_bytes};
+pub(crate) use ::disk::overlay::OverlayMode;
 pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
 pub(crate) use image::{Image, ImageRef, hex};
 pub(crate) use import::ImportRequest;
@@ -50,6 +53,7 @@ pub(crate) struct Inventory {
     store: Arc<Store>,
     images: Arc<image::Images>,
     jobs: job::Jobs,
+    disks: Arc<self::disk::Disks>,
     /// When each machine was last heard of, not yet saved.
     seen: Mutex<HashMap<Uuid, Timestamp>>,
     /// How many machines nobody knows may still be enrolled just now.
@@ -97,7 +101,7 @@ impl Inventory {
     /// Opens (making it where needed) the data directory, locks it, and removes
     /// what an interrupted import or removal left behind.
     pub(crate) fn open(data: &Path, limits: Limits) -> Result<Inventory> {
-        let rooms = ["images", "overlays", "reservations"].map(|room| data.join(room));
+        let rooms = ["images", "overlays", "disks", "reservations"].map(|room| data.join(room));
         for directory in [data].into_iter().chain(rooms.iter().map(PathBuf::as_path)) {
             fs::create_dir_all(directory).map_err(|e| {
                 Error::Failed(format!(
@@ -112,12 +116,14 @@ impl Inventory {
         let lock = lock::DataLock::take(&data)?;
         let store = Arc::new(Store::open(&data.join("state.db"))?);
         let images = image::Images::open(data.join("images"))?;
+        let disks = self::disk::Disks::open(data.join("disks"), Arc::clone(&store))?;
         let inventory = Inventory {
             data,
             limits,
             store,
             images: Arc::new(images),
             jobs: job::Jobs::default(),
+            disks: Arc::new(disks),
             seen: Mutex::default(),
             enrolments: Mutex::default(),
             _lock: lock,

@@ -23,6 +23,7 @@ use super::{Error, Name, OverlayMode, Result, held};
 
 pub(crate) use events::SavedEvent;
 
+mod disks;
 mod events;
 mod generations;
 mod leases;

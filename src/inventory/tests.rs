@@ -36,7 +36,7 @@ impl Site {
     }
 
     /// A site on a copy of a data directory.
-    fn new_at_copy_of(data: &Path) -> Site {
+    pub(crate) fn new_at_copy_of(data: &Path) -> Site {
         let directory = tempfile::tempdir().unwrap();
         copy_tree(data, &directory.path().join("data"));
         let mut site = Site {

@@ -85,6 +85,10 @@ impl Live for LiveFacts {
         self.disks.is_in_use(machine)
     }
 
+    fn release_own_disk(&self, disk: Uuid) -> Result<(), String> {
+        self.disks.release_own_disk(disk)
+    }
+
     fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut()) {
         match self.inventory.machine(machine) {
             Ok(machine) => self.disks.while_closed(&machine, work),

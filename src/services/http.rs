@@ -296,7 +296,7 @@ fn script_of(site: &Site, machine: &Machine) -> inventory::Result<String> {
             pause,
         ))
     };
-    let assignment = match plan(machine) {
+    let boots = match plan(machine) {
         BootPlan::Unknown => {
             site.timeline.record(
                 machine.mac,
@@ -313,22 +313,32 @@ fn script_of(site: &Site, machine: &Machine) -> inventory::Result<String> {
             );
             return wait(Waiting::Unassigned, "");
         }
-        BootPlan::Clone(assignment) => assignment,
+        BootPlan::Clone { image, mode } => {
+            let mode = match mode {
+                OverlayMode::Reset => "reset",
+                OverlayMode::Keep => "keep",
+            };
+            let found = site.inventory.image(&image);
+            found.map(|_| format!("{image}, {mode}"))
+        }
+        BootPlan::Direct(disk) => {
+            let found = site.inventory.own_disk_of(disk);
+            found.map(|disk| format!("disk {}", disk.name))
+        }
     };
-    if let Err(error) = site.inventory.image(&assignment.image) {
-        let words = error.to_string();
-        site.timeline
-            .record(machine.mac, Stage::Problem, words.clone());
-        return wait(Waiting::Trouble, &words);
-    }
+    let disk = match boots {
+        Ok(disk) => disk,
+        Err(error) => {
+            let words = error.to_string();
+            site.timeline
+                .record(machine.mac, Stage::Problem, words.clone());
+            return wait(Waiting::Trouble, &words);
+        }
+    };
     let prepared = site.inventory.prepare_generation(machine.id)?;
-    let mode = match assignment.mode {
-        OverlayMode::Reset => "reset",
-        OverlayMode::Keep => "keep",
-    };
     let boot = SanBoot {
         machine: &machine.name,
-        disk: &format!("{}, {mode}", assignment.image),
+        disk: &disk,
         target: &site.target_name(machine),
         initiator: &site.initiator_name(machine),
         chap_name: &inventory::chap_name(machine, prepared.number),

@@ -7,7 +7,10 @@
 //! current generation (the operating system's after iPXE's, and after a
 //! restart of this program) shares the disk as it stands.
 //!
-//! Invariant: a machine's overlay is open at most once, and never while a
+//! A machine's disk is an overlay above a golden image (`overlays`), or an own
+//! disk that is written in place (`direct`).
+//!
+//! Invariant: a machine's disk is open at most once, and never while a
 //! session of another generation still touches it. Each machine has a slot
 //! whose lock is held while its disk is opened, switched or closed; no other
 //! lock is, so that one machine's slow disk holds up nobody else.
@@ -17,22 +20,24 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
-use disk::SharedDisk;
+use anyhow::{anyhow, bail};
+use disk::{DiskError, SharedDisk};
 use iscsi::{
     Attachment, Authentication, ChapSecrets, Identity, LogicalUnit, Login, LoginRefusal,
     LoginStatus, Refused, Secret, Sessions, Target, Targets,
 };
 use uuid::Uuid;
 
-use self::overlays::{Opened, Overlays};
+use self::direct::{Direct, OwnDisks};
+use self::overlays::{Opened, Overlays, Preparation};
 use super::Site;
 use crate::boot::{BootPlan, plan};
-use crate::inventory::{self, Generations, Machine, Overlay, Prepared};
+use crate::inventory::{self, Generations, Machine, Overlay, OwnDisk, Prepared};
 use crate::timeline::Stage;
 
 pub(crate) use portal::SiteTargets;
 
+mod direct;
 mod images;
 mod overlays;
 pub(crate) mod plain;
@@ -65,6 +70,7 @@ pub(crate) struct MachineDisks {
     sessions: OnceLock<Sessions>,
     slots: Mutex<HashMap<Uuid, Arc<Mutex<Slot>>>>,
     overlays: Overlays,
+    own: OwnDisks,
 }
 
 /// A machine's place for its open disk.
@@ -76,8 +82,7 @@ struct Slot {
 /// A machine's disk, open for one boot generation.
 struct OpenDisk {
     generation: u64,
-    fact: Overlay,
-    overlay: Arc<disk::Overlay>,
+    medium: Medium,
     /// Every session holds it too.
     target: Arc<Target>,
     /// Since when no session has held it, where somebody looked.
@@ -86,16 +91,48 @@ struct OpenDisk {
     written: (u64, Option<Instant>),
 }
 
+/// What a machine's open disk is.
+enum Medium {
+    /// Its private writes above an image.
+    Overlay {
+        fact: Overlay,
+        overlay: Arc<disk::Overlay>,
+    },
+    /// A disk file, written in place.
+    Own { fact: OwnDisk, disk: Arc<Direct> },
+}
+
+impl Medium {
+    /// For moments of rest: nothing is unflushed afterwards, durably noted.
+    fn settle(&self) -> Result<(), DiskError> {
+        match self {
+            Medium::Overlay { overlay, .. } => overlay.settle(),
+            Medium::Own { disk, .. } => disk.settle(),
+        }
+    }
+}
+
+impl From<Opened> for Medium {
+    fn from(opened: Opened) -> Medium {
+        Medium::Overlay {
+            fact: opened.fact,
+            overlay: Arc::new(opened.disk),
+        }
+    }
+}
+
 impl OpenDisk {
-    fn new(site: &Site, machine: &Machine, generation: u64, opened: Opened) -> OpenDisk {
-        let overlay = Arc::new(opened.disk);
-        let identity = Identity::new(*machine.id.as_bytes(), PRODUCT);
-        let disk = Arc::clone(&overlay) as SharedDisk;
+    fn new(site: &Site, machine: &Machine, generation: u64, medium: Medium) -> OpenDisk {
+        // An own disk is recognised wherever it goes.
+        let (disk, id) = match &medium {
+            Medium::Overlay { overlay, .. } => (Arc::clone(overlay) as SharedDisk, machine.id),
+            Medium::Own { fact, disk } => (Arc::clone(disk) as SharedDisk, fact.id),
+        };
+        let identity = Identity::new(*id.as_bytes(), PRODUCT);
         let unit = Arc::new(LogicalUnit::new(disk, identity));
         OpenDisk {
             generation,
-            fact: opened.fact,
-            overlay,
+            medium,
             target: Arc::new(Target::of_one(site.target_name(machine), unit)),
             idle_since: None,
             written: (0, None),
@@ -122,22 +159,33 @@ impl OpenDisk {
 
     /// The orderly end: everything durable, nothing left to repair.
     fn close(self) {
-        if let Err(error) = self.overlay.close() {
-            tracing::error!(target_name = self.target.name, %error, "closing its overlay");
+        let closed = match &self.medium {
+            Medium::Overlay { overlay, .. } => overlay.close(),
+            Medium::Own { disk, .. } => disk.settle(),
+        };
+        if let Err(error) = closed {
+            tracing::error!(target_name = self.target.name, %error, "closing its disk");
         }
     }
 
-    /// The overlay alone, which nobody else holds.
-    fn into_opened(self) -> Option<Opened> {
-        let OpenDisk {
-            fact,
-            overlay,
-            target,
-            ..
-        } = self;
-        drop(target);
-        let disk = Arc::into_inner(overlay)?;
-        Some(Opened { fact, disk })
+    /// The overlay alone, which nobody else holds; an own disk is closed.
+    fn into_overlay(self) -> Option<Opened> {
+        match self.medium {
+            Medium::Overlay { fact, overlay } => {
+                drop(self.target);
+                let disk = Arc::into_inner(overlay)?;
+                Some(Opened { fact, disk })
+            }
+            Medium::Own { .. } => {
+                self.close();
+                None
+            }
+        }
+    }
+
+    /// Whether it is the own disk of an id.
+    fn is_own(&self, id: Uuid) -> bool {
+        matches!(&self.medium, Medium::Own { fact, .. } if fact.id == id)
     }
 }
 
@@ -146,6 +194,7 @@ impl MachineDisks {
     pub(crate) fn new(site: Arc<Site>) -> MachineDisks {
         MachineDisks {
             overlays: Overlays::new(Arc::clone(&site.inventory)),
+            own: OwnDisks::new(Arc::clone(&site.inventory)),
             site,
             sessions: OnceLock::new(),
             slots: Mutex::default(),
@@ -186,8 +235,8 @@ impl MachineDisks {
                 }
                 continue;
             }
-            if let Err(error) = open.overlay.settle() {
-                tracing::error!(target_name = open.target.name, %error, "settling its overlay");
+            if let Err(error) = open.medium.settle() {
+                tracing::error!(target_name = open.target.name, %error, "settling its disk");
             }
         }
     }
@@ -220,6 +269,30 @@ impl MachineDisks {
             open.close();
         }
         work();
+    }
+
+    /// Closes an own disk that no session has open any more, whatever machine's
+    /// it was; gives who has it open still.
+    pub(crate) fn release_own_disk(&self, disk: Uuid) -> Result<(), String> {
+        let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
+        for slot in slots {
+            // A slot that is locked belongs to who is logging in now: one that
+            // begins with this disk is refused, or refuses the asker.
+            let Ok(mut slot) = slot.try_lock() else {
+                continue;
+            };
+            match slot.open.take_if(|open| open.is_own(disk)) {
+                Some(open) if open.is_in_use() => {
+                    let machine = self.site.machine_in(&open.target.name);
+                    let user = format!("machine {}", machine.unwrap_or("somebody"));
+                    slot.open = Some(open);
+                    return Err(user);
+                }
+                Some(open) => open.close(),
+                None => {}
+            }
+        }
+        Ok(())
     }
 
     fn slot(&self, machine: Uuid) -> Arc<Mutex<Slot>> {
@@ -331,28 +404,57 @@ impl MachineDisks {
         chap_name: &str,
         slot: &'a mut Slot,
     ) -> anyhow::Result<&'a mut OpenDisk> {
-        let BootPlan::Clone(assignment) = plan(machine) else {
-            bail!("nothing is assigned to {} any more", machine.name);
-        };
         let generation = prepared.number;
         // What cannot be served is refused before anybody is hurt.
-        let preparation = self.overlays.prepare(machine, &assignment, prepared)?;
+        let boots = match plan(machine) {
+            BootPlan::Clone { image, mode } => {
+                let preparation = self.overlays.prepare(machine, &image, mode, prepared)?;
+                Boots::Overlay(preparation)
+            }
+            BootPlan::Direct(disk) => {
+                let disk = self.site.inventory.own_disk_of(disk)?;
+                // Its own last boot may have it open.
+                let is_here = slot.open.as_ref().is_some_and(|open| open.is_own(disk.id));
+                if !is_here {
+                    self.release_own_disk(disk.id)
+                        .map_err(|user| anyhow!("{user} still has disk {} open", disk.name))?;
+                    self.own.check(&disk)?;
+                }
+                Boots::Own(disk)
+            }
+            BootPlan::Unknown | BootPlan::Unassigned => {
+                bail!("nothing is assigned to {} any more", machine.name)
+            }
+        };
         self.end_sessions(machine, slot.open.as_ref(), Some(chap_name));
         if let Some(open) = &slot.open {
             open.wait_until_free()?;
         }
-        let open = slot.open.take().and_then(OpenDisk::into_opened);
-        // The overlay first, then the fact: a crash between the two leaves the
+        let open = slot.open.take().and_then(OpenDisk::into_overlay);
+        // The disk first, then the fact: a crash between the two leaves the
         // generation prepared, and its login comes again. Nothing was written
         // meanwhile, so starting afresh twice harms nothing.
-        let (opened, words) = self.overlays.switch(machine, preparation, open)?;
+        let (medium, words) = match boots {
+            Boots::Overlay(preparation) => {
+                let (opened, words) = self.overlays.switch(machine, preparation, open)?;
+                (Medium::from(opened), words)
+            }
+            Boots::Own(fact) => {
+                if let Some(open) = open {
+                    overlays::settle(&open, &machine.name);
+                }
+                let disk = Arc::new(self.own.begin(machine, &fact, generation)?);
+                let words = format!("disk {}, written in place", fact.name);
+                (Medium::Own { fact, disk }, words)
+            }
+        };
         self.site
             .inventory
             .switch_generation(machine.id, generation)?;
         self.site
             .timeline
             .record_boot(machine.mac, generation, Stage::OverlayPrepared, words);
-        let disk = OpenDisk::new(&self.site, machine, generation, opened);
+        let disk = OpenDisk::new(&self.site, machine, generation, medium);
         Ok(slot.open.insert(disk))
     }
 
@@ -364,9 +466,14 @@ impl MachineDisks {
         generation: u64,
         slot: &'a mut Slot,
     ) -> anyhow::Result<&'a mut OpenDisk> {
-        // Its overlay may have been removed by an operator.
+        // It may have been removed by an operator.
+        let inventory = &self.site.inventory;
         let is_its = |open: &OpenDisk| {
-            open.generation == generation && self.site.inventory.overlay(open.fact.uuid).is_ok()
+            let is_known = match &open.medium {
+                Medium::Overlay { fact, .. } => inventory.overlay(fact.uuid).is_ok(),
+                Medium::Own { fact, .. } => inventory.own_disk_of(fact.id).is_ok(),
+            };
+            open.generation == generation && is_known
         };
         let disk = match slot.open.take() {
             Some(open) if is_its(&open) => open,
@@ -375,8 +482,14 @@ impl MachineDisks {
                     self.end_sessions(machine, Some(&stale), None);
                     stale.wait_until_free()?;
                 }
-                let opened = self.overlays.reopen(machine, generation)?;
-                OpenDisk::new(&self.site, machine, generation, opened)
+                let medium = match self.own.reopen(machine, generation)? {
+                    Some((fact, disk)) => Medium::Own {
+                        fact,
+                        disk: Arc::new(disk),
+                    },
+                    None => Medium::from(self.overlays.reopen(machine, generation)?),
+                };
+                OpenDisk::new(&self.site, machine, generation, medium)
             }
         };
         Ok(slot.open.insert(disk))
@@ -450,6 +563,12 @@ impl Targets for MachineDisks {
             timeline.record(machine.mac, Stage::Refused, words);
         }
     }
+}
+
+/// What a prepared generation boots from: found, and nothing changed yet.
+enum Boots {
+    Overlay(Preparation),
+    Own(OwnDisk),
 }
 
 /// What a generation's number means just now.

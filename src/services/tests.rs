@@ -220,7 +220,7 @@ impl Lab {
 }
 
 fn assignment(image: &str, mode: OverlayMode) -> Assignment {
-    Assignment {
+    Assignment::Image {
         image: ImageRef::parse(image).unwrap(),
         mode,
     }

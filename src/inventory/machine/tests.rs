@@ -17,7 +17,7 @@ fn new_machine(name: &str, mac: Mac) -> NewMachine {
 }
 
 fn assignment(image: &str) -> Assignment {
-    Assignment {
+    Assignment::Image {
         image: ImageRef::parse(image).unwrap(),
         mode: OverlayMode::Keep,
     }

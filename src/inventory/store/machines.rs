@@ -12,7 +12,7 @@ use crate::inventory::machine::mode_word;
 use crate::inventory::{Assignment, ImageRef, Machine, MachineState, Result};
 
 const MACHINE_COLUMNS: &str = "id, name, mac, uuid, serial, state, image, version, mode, \
-                               address, loader, created, last_seen";
+                               address, loader, created, last_seen, disk";
 
 /// Machines.
 impl Facts<'_> {
@@ -61,7 +61,7 @@ impl Facts<'_> {
         self.machines_where("state = 'pending' ORDER BY created, id", [])
     }
 
-    fn machines_where(
+    pub(super) fn machines_where(
         &self,
         condition: &str,
         parameters: impl rusqlite::Params,
@@ -74,14 +74,19 @@ impl Facts<'_> {
 
     /// Puts a machine down, in place of the one of the same id.
     pub(in crate::inventory) fn put_machine(&self, machine: &Machine) -> Result<()> {
-        let assignment = machine.assignment.as_ref();
+        let (image, mode, disk) = match &machine.assignment {
+            Some(Assignment::Image { image, mode }) => (Some(image), Some(*mode), None),
+            Some(Assignment::Disk(disk)) => (None, None, Some(disk.into_bytes())),
+            None => (None, None, None),
+        };
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO machines (id, name, mac, uuid, serial, state, image, version, mode, \
-                                   address, loader, created, last_seen)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)
+                                   address, loader, created, last_seen, disk)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
              ON CONFLICT (id) DO UPDATE SET
                  name = ?2, mac = ?3, uuid = ?4, serial = ?5, state = ?6, image = ?7,
-                 version = ?8, mode = ?9, address = ?10, loader = ?11, last_seen = ?13",
+                 version = ?8, mode = ?9, address = ?10, loader = ?11, last_seen = ?13,
+                 disk = ?14",
         )?;
         statement.execute(params![
             machine.id.into_bytes(),
@@ -90,13 +95,14 @@ impl Facts<'_> {
             machine.uuid,
             machine.serial,
             machine.state.word(),
-            assignment.map(|a| a.image.name.as_str()),
-            assignment.and_then(|a| a.image.version),
-            assignment.map(|a| mode_word(a.mode)),
+            image.map(|image| image.name.as_str()),
+            image.and_then(|image| image.version),
+            mode.map(mode_word),
             machine.address.map(|a| a.to_string()),
             machine.loader,
             machine.created.as_microsecond(),
             machine.last_seen.map(Timestamp::as_microsecond),
+            disk,
         ])?;
         Ok(())
     }
@@ -120,15 +126,17 @@ impl Facts<'_> {
 
 fn read_machine(row: &Row<'_>) -> rusqlite::Result<Machine> {
     let image = row.get::<_, Option<String>>(6)?;
-    let assignment = match image {
-        Some(_) => Some(Assignment {
+    let disk = row.get::<_, Option<[u8; 16]>>(13)?;
+    let assignment = match (image, disk) {
+        (_, Some(disk)) => Some(Assignment::Disk(Uuid::from_bytes(disk))),
+        (Some(_), None) => Some(Assignment::Image {
             image: ImageRef {
                 name: read_name(row, 6)?,
                 version: row.get(7)?,
             },
             mode: read_mode(row, 8)?,
         }),
-        None => None,
+        (None, None) => None,
     };
     Ok(Machine {
         id: Uuid::from_bytes(row.get(0)?),

@@ -79,4 +79,23 @@ pub(super) const MIGRATIONS: &[&str] = &[
         UNIQUE (target, lun)
     ) STRICT;
 ",
+    "
+    CREATE TABLE disks (
+        id      BLOB PRIMARY KEY,
+        name    TEXT NOT NULL UNIQUE,
+        file    BLOB NOT NULL UNIQUE, -- a name in DATA/disks, or a path from the root
+        kind    TEXT NOT NULL,
+        parent  BLOB REFERENCES disks (id),
+        comment TEXT NOT NULL,
+        created INTEGER NOT NULL
+    ) STRICT;
+    ALTER TABLE machines ADD COLUMN disk BLOB REFERENCES disks (id); -- or image and mode
+    CREATE UNIQUE INDEX machines_disk ON machines (disk);
+    CREATE TABLE direct_boots (       -- of a machine's current generation, where it writes a disk
+        machine      BLOB PRIMARY KEY REFERENCES machines (id) ON DELETE CASCADE,
+        disk         BLOB NOT NULL UNIQUE REFERENCES disks (id) ON DELETE CASCADE,
+        generation   INTEGER NOT NULL,
+        unflushed_in BLOB             -- the kernel's boot_id; NULL: nothing is unflushed
+    ) STRICT;
+",
 ];

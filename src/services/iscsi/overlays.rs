@@ -15,9 +15,7 @@ use disk::{BaseId, OpenError, Overlay as OverlayDisk, SharedDisk};
 use uuid::Uuid;
 
 use super::images::{OpenImages, base_id};
-use crate::inventory::{
-    Assignment, Image, Inventory, Machine, Name, Overlay, OverlayMode, Prepared,
-};
+use crate::inventory::{Image, ImageRef, Inventory, Machine, Name, Overlay, OverlayMode, Prepared};
 
 /// When a write to a `keep` overlay is answered.
 const CACHING: Caching = Caching::WriteBack;
@@ -70,35 +68,34 @@ impl Overlays {
     pub(super) fn prepare(
         &self,
         machine: &Machine,
-        assignment: &Assignment,
+        assigned: &ImageRef,
+        mode: OverlayMode,
         prepared: &Prepared,
     ) -> anyhow::Result<Preparation> {
-        let fact = self
-            .inventory
-            .overlay_of(machine.id, &assignment.image.name)?;
+        let fact = self.inventory.overlay_of(machine.id, &assigned.name)?;
         let (step, base) = match &fact {
             None => (Step::Create, None),
-            Some(fact) => self.look(machine, fact, assignment.mode, prepared)?,
+            Some(fact) => self.look(machine, fact, mode, prepared)?,
         };
         let image = match base {
             // A kept overlay stays on the version it was made from.
-            Some(base) => self.image_of(&assignment.image.name, base).ok_or_else(|| {
+            Some(base) => self.image_of(&assigned.name, base).ok_or_else(|| {
                 anyhow!(
                     "the kept overlay of {} lies on a version of image {} that is not here any \
                      more ({base}): put it back{}",
                     machine.name,
-                    assignment.image.name,
+                    assigned.name,
                     or_give_up(fact.as_ref()),
                 )
             })?,
-            None => self.inventory.image(&assignment.image)?,
+            None => self.inventory.image(assigned)?,
         };
         let golden = self.images.open(&image)?;
         Ok(Preparation {
             fact,
             image,
             golden,
-            mode: assignment.mode,
+            mode,
             generation: prepared.number,
             step,
         })

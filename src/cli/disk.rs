@@ -1,0 +1,194 @@
+//! `diskless disk`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{ArgGroup, Args, Subcommand};
+use serde_json::json;
+
+use super::client::{Client, part};
+use super::show::{Answer, bytes, or_dash, table, time};
+use super::size::size;
+use crate::api::disks::{AddDisk, Disk, Format, Kind, RegisterDisk};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Make an empty disk, or one above another
+    Create(Create),
+    /// Make a disk of a file or block device, or take it in where it lies
+    Import(Import),
+    /// List every own disk
+    List,
+    /// Show one disk
+    Info {
+        /// Name of the disk
+        disk: String,
+    },
+    /// Remove a disk with its file; the file of one in place stays
+    Remove {
+        /// Name of the disk
+        disk: String,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(skip)]
+#[command(group = ArgGroup::new("extent").required(true).args(["size", "parent"]))]
+pub(super) struct Create {
+    /// Name: a to z, 0 to 9 and "-"
+    name: String,
+    /// Size, as in 32G (GiB), 1.5T or a number of bytes; takes no space until
+    /// it is written
+    #[arg(long, value_parser = size)]
+    size: Option<u64>,
+    /// What its file is [default: raw, or what its parent is]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Stand on this disk (VHD or VHDX), hold what it holds, and keep only what
+    /// differs; the parent is never written again
+    #[arg(long, value_name = "DISK")]
+    parent: Option<String>,
+    /// What to remember about it
+    #[arg(long, default_value = "")]
+    comment: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// Name: a to z, 0 to 9 and "-"
+    name: String,
+    /// Raw, VHD or VHDX file, or block device, on the server's host
+    file: PathBuf,
+    /// Leave it where it lies, and write it there
+    #[arg(long, required = true)]
+    in_place: bool,
+    /// What it is [default: the file is asked]
+    #[arg(long)]
+    kind: Option<Kind>,
+    /// What to remember about it
+    #[arg(long, default_value = "")]
+    comment: String,
+}
+
+pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
+    match verb {
+        Verb::Create(create) => {
+            let add = AddDisk {
+                name: create.name,
+                size_bytes: create.size,
+                format: create.format,
+                parent: create.parent,
+                comment: create.comment,
+            };
+            let disk: Disk = client.add("/disks", &add).await?;
+            Answer::new(format!("made {}", summary(&disk)), &disk)
+        }
+        Verb::Import(import) => {
+            let register = RegisterDisk {
+                name: import.name,
+                file: server_path(&import.file)?,
+                kind: import.kind,
+                comment: import.comment,
+            };
+            let disk: Disk = client.add("/disks/in-place", &register).await?;
+            Answer::new(format!("took in {}", summary(&disk)), &disk)
+        }
+        Verb::List => {
+            let disks: Vec<Disk> = client.show("/disks").await?;
+            Answer::new(list(&disks), &disks)
+        }
+        Verb::Info { disk } => {
+            let disk: Disk = client.show(&path(&disk)).await?;
+            Answer::new(details(&disk), &disk)
+        }
+        Verb::Remove { disk } => {
+            client.remove(&path(&disk)).await?;
+            Answer::new(format!("removed {disk}"), &json!({ "removed": disk }))
+        }
+    }
+}
+
+fn path(disk: &str) -> String {
+    format!("/disks/{}", part(disk))
+}
+
+/// A path as the server sees it: it has a working directory of its own.
+fn server_path(file: &Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(file)
+        .with_context(|| format!("cannot tell where {} is", file.display()))?;
+    let Some(path) = path.to_str() else {
+        bail!("the path of {} is not UTF-8: rename it", file.display());
+    };
+    Ok(path.to_owned())
+}
+
+fn kind(disk: &Disk) -> &'static str {
+    match disk.kind {
+        Kind::Raw => "raw",
+        Kind::Vhd => "vhd",
+        Kind::Vhdx => "vhdx",
+    }
+}
+
+fn summary(disk: &Disk) -> String {
+    let size = match (&disk.size_bytes, &disk.trouble) {
+        (Some(size_bytes), _) => bytes(*size_bytes),
+        (None, trouble) => or_dash(trouble.as_ref()),
+    };
+    format!(
+        "{} ({}, {size}): give it to a machine with `diskless machine set MACHINE --disk {}`",
+        disk.name,
+        kind(disk),
+        disk.name
+    )
+}
+
+fn list(disks: &[Disk]) -> String {
+    if disks.is_empty() {
+        return "no disks yet: `diskless disk create NAME --size 32G` makes one".to_owned();
+    }
+    let rows = disks.iter().map(|disk| {
+        let users = match &disk.trouble {
+            Some(trouble) => trouble.clone(),
+            None => disk.users.join(", "),
+        };
+        [
+            disk.name.clone(),
+            kind(disk).to_owned(),
+            or_dash(disk.size_bytes.map(bytes)),
+            or_dash(disk.stored_bytes.map(bytes)),
+            if disk.in_place { "in place" } else { "" }.to_owned(),
+            users,
+        ]
+    });
+    table(
+        ["NAME", "KIND", "SIZE", "STORED", "", "USED BY"],
+        &[2, 3],
+        rows,
+    )
+}
+
+fn details(disk: &Disk) -> String {
+    let mut facts = vec![
+        ("name", disk.name.clone()),
+        ("kind", kind(disk).to_owned()),
+        ("size", or_dash(disk.size_bytes.map(bytes))),
+        ("stored", or_dash(disk.stored_bytes.map(bytes))),
+        ("file", disk.file.clone()),
+        ("parent", or_dash(disk.parent.as_ref())),
+        (
+            "used by",
+            or_dash(Some(disk.users.join(", ")).filter(|all| !all.is_empty())),
+        ),
+        ("comment", disk.comment.clone()),
+        ("made", time(disk.created)),
+        ("id", disk.id.to_string()),
+    ];
+    if let Some(trouble) = &disk.trouble {
+        facts.push(("trouble", trouble.clone()));
+    }
+    facts
+        .iter()
+        .map(|(fact, value)| format!("{fact:<8} {value}\n"))
+        .collect()
+}

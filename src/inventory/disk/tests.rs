@@ -1,0 +1,220 @@
+//! Claims about own disks.
+
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::inventory::tests::{Site, mac};
+use crate::inventory::{MachineChange, NewMachine};
+
+const GIB: u64 = 1 << 30;
+
+fn named(name: &str) -> NewOwnDisk {
+    NewOwnDisk {
+        name: Name::parse(name).unwrap(),
+        comment: String::new(),
+    }
+}
+
+impl Site {
+    fn own(&self, name: &str) -> OwnDisk {
+        self.create_own_disk(named(name), DiskFormat::Raw, GIB)
+            .unwrap()
+    }
+
+    fn assign_disk(&self, machine: &Machine, disk: &OwnDisk) -> Result<Machine> {
+        let change = MachineChange {
+            assignment: Some(Some(Assignment::Disk(disk.id))),
+            ..MachineChange::default()
+        };
+        self.set_machine(machine.id, change)
+    }
+
+    fn names_in_disks(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.data_path().join("disks")).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn a_disk_survives_a_restart_and_takes_no_space_until_written() {
+    let mut site = Site::new();
+    let size_bytes = 4 << 40;
+    let disk = site
+        .create_own_disk(named("pc1"), DiskFormat::Raw, size_bytes)
+        .unwrap();
+    site.restart();
+    assert_eq!(site.own_disk("pc1").unwrap(), disk);
+    assert_eq!(site.own_disk_size(&disk).unwrap(), Some(size_bytes));
+    assert!(stored_bytes(&site.own_disk_path(&disk)).unwrap() <= 64 << 10);
+    assert_eq!(site.names_in_disks(), ["pc1.raw"]);
+}
+
+#[test]
+fn a_size_no_disk_can_have_is_refused() {
+    let site = Site::new();
+    for size_bytes in [0, 4096, (64 << 40) + 4096, GIB + 512] {
+        let made = site.create_own_disk(named("pc1"), DiskFormat::Raw, size_bytes);
+        assert!(matches!(made, Err(Error::Invalid(_))), "{size_bytes}");
+    }
+    assert_eq!(site.names_in_disks(), Vec::<String>::new());
+}
+
+#[test]
+fn one_machine_writes_a_disk() {
+    let site = Site::new();
+    let disk = site.own("win");
+    let (one, two) = (site.new_machine("pc1", 1), site.new_machine("pc2", 2));
+    site.assign_disk(&one, &disk).unwrap();
+    site.assign_disk(&one, &disk).unwrap();
+    let refusal = site.assign_disk(&two, &disk).unwrap_err().to_string();
+    assert!(refusal.contains("machine pc1"), "{refusal}");
+    let third = site.add_machine(NewMachine {
+        name: Name::parse("pc3").unwrap(),
+        mac: mac(3),
+        uuid: None,
+        serial: None,
+        assignment: Some(Assignment::Disk(disk.id)),
+        address: None,
+        loader: None,
+    });
+    assert!(matches!(third, Err(Error::Conflict(_))));
+    let none = MachineChange {
+        assignment: Some(None),
+        ..MachineChange::default()
+    };
+    site.set_machine(one.id, none).unwrap();
+    site.assign_disk(&two, &disk).unwrap();
+}
+
+#[test]
+fn a_disk_in_use_is_not_removed_and_says_by_whom() {
+    let site = Site::new();
+    let disk = site.own("win");
+    let pc = site.new_machine("pc1", 1);
+    site.assign_disk(&pc, &disk).unwrap();
+    let refusal = site.remove_own_disk(disk.id).unwrap_err().to_string();
+    assert!(refusal.contains("machine pc1"), "{refusal}");
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+    site.remove_machine(pc.id).unwrap();
+    let open = site.open_own_disk(&disk, Access::ReadWrite).unwrap();
+    assert!(site.remove_own_disk(disk.id).is_err());
+    drop(open);
+    site.remove_own_disk(disk.id).unwrap();
+    assert_eq!(site.names_in_disks(), Vec::<String>::new());
+    assert!(site.own_disk("win").is_err());
+}
+
+#[test]
+fn a_file_in_place_is_taken_in_once_and_never_removed() {
+    let site = Site::new();
+    let file = site.directory().join("data.img");
+    fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let disk = site.register_own_disk(named("data"), &file, None).unwrap();
+    assert_eq!((disk.kind, disk.is_in_place()), (DiskKind::Raw, true));
+    let link = site.directory().join("link.img");
+    fs::hard_link(&file, &link).unwrap();
+    let refusal = site.register_own_disk(named("again"), &link, None);
+    assert!(refusal.unwrap_err().to_string().contains("disk data"));
+    site.remove_own_disk(disk.id).unwrap();
+    assert!(file.exists());
+}
+
+#[test]
+fn a_machine_cannot_make_its_raw_disk_look_like_another_format() {
+    let site = Site::new();
+    let disk = site.own("win");
+    let file = fs::File::options()
+        .write(true)
+        .open(site.own_disk_path(&disk))
+        .unwrap();
+    file.write_all_at(b"QFI\xfb", 0).unwrap();
+    let open = site.open_own_disk(&disk, Access::ReadWrite).unwrap();
+    let mut seen = [0; 4];
+    open.read(0, &mut seen).unwrap();
+    assert_eq!(&seen, b"QFI\xfb");
+}
+
+#[test]
+fn what_is_no_disk_to_write_is_not_taken_in() {
+    let site = Site::new();
+    let directory = site.directory();
+    let iso = directory.join("debian.iso");
+    let mut bytes = vec![0; 1 << 20];
+    bytes[32769..32774].copy_from_slice(b"CD001");
+    fs::write(&iso, bytes).unwrap();
+    let empty = directory.join("empty");
+    fs::write(&empty, []).unwrap();
+    let image = site.new_image("debian").disk_path();
+    for (path, words) in [
+        (iso.as_path(), "--cdrom"),
+        (&empty, "is empty"),
+        (&image, "golden image"),
+        (&site.data_path().join("state.db"), "belongs to diskless"),
+        (Path::new("data.img"), "begin with"),
+        (directory, "neither a file"),
+    ] {
+        let refusal = site.register_own_disk(named("data"), path, None);
+        let refusal = refusal.unwrap_err().to_string();
+        assert!(refusal.contains(words), "{}: {refusal}", path.display());
+    }
+}
+
+#[test]
+fn a_stray_file_in_disks_is_left_alone_until_it_is_taken_in() {
+    let mut site = Site::new();
+    let stray = site.data_path().join("disks/win.raw");
+    fs::write(&stray, vec![7; 1 << 20]).unwrap();
+    site.restart();
+    let refusal = site.create_own_disk(named("win"), DiskFormat::Raw, GIB);
+    let refusal = refusal.unwrap_err().to_string();
+    assert!(refusal.contains("--in-place"), "{refusal}");
+    let disk = site.register_own_disk(named("win"), &stray, None).unwrap();
+    assert_eq!(
+        (disk.file.to_str(), disk.is_in_place()),
+        (Some("win.raw"), false)
+    );
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+}
+
+#[test]
+fn what_a_crash_cut_short_is_undone_or_ended_at_the_next_start() {
+    let mut site = Site::new();
+    let disk = site.own("win");
+    let root = site.data_path().join("disks");
+    let (real, new) = (root.join("win.raw"), root.join(format!(".new-{}", disk.id)));
+    let aside = root.join(format!(".removed-{}-win.raw", disk.id));
+    // Made, and its fact put down, and no name yet.
+    fs::rename(&real, &new).unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+    // Made, and no fact yet.
+    fs::write(root.join(format!(".new-{}", Uuid::new_v4())), b"half").unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+    // Stepped aside, its fact still there.
+    fs::rename(&real, &aside).unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+    // And no more.
+    fs::rename(&real, &aside).unwrap();
+    let forget = |facts: &Facts<'_>| facts.remove_disk(disk.id);
+    site.store().write(Survives::Power, forget).unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), Vec::<String>::new());
+}
+
+#[test]
+fn a_copied_data_directory_has_the_same_disks() {
+    let mut site = Site::new();
+    let disk = site.own("win");
+    site.close();
+    let copy = Site::new_at_copy_of(&site.data_path());
+    let found = copy.own_disk("win").unwrap();
+    assert_eq!(found.id, disk.id);
+    assert!(copy.own_disk_path(&found).starts_with(copy.data_path()));
+    copy.open_own_disk(&found, Access::ReadWrite).unwrap();
+}
