@@ -10,6 +10,7 @@ use std::path::Path;
 use crate::files::Files;
 use crate::{Disk, DiskError, OpenError};
 
+mod formats;
 mod history;
 mod site;
 mod states;
@@ -63,6 +64,13 @@ pub(crate) trait Subject: Clone + Send + Sync + 'static {
     /// Whether a write can be answered while a flush waits for a sync.
     fn takes_writes_in_a_flush(&self) -> bool {
         false
+    }
+
+    /// Holds the structures of what lies below `root`, and is closed, against
+    /// each other.
+    fn check(&self, root: &Path) -> Result<(), String> {
+        let _ = root;
+        Ok(())
     }
 
     /// What else must be true of a disk found after a death of the process.

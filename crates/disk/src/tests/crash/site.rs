@@ -9,6 +9,9 @@ use crate::files::Files;
 use crate::files::recorder::{Op, Recorder};
 use crate::{Disk, DiskError, OpenError};
 
+/// One in so many of the states is checked, and opened twice.
+const CHECKED_IN: usize = 8;
+
 /// A directory without real syncs, where there is one: the recorder knows what
 /// is durable.
 pub(crate) fn scratch() -> tempfile::TempDir {
@@ -220,6 +223,9 @@ impl<S: Subject> Site<S> {
             sectors: Vec::new(),
         };
         found.sectors = self.contents(&found.disk)?;
+        if moment.is_multiple_of(CHECKED_IN) {
+            found = self.open_again(found)?;
+        }
         let lost = self.history().check_power_loss(
             moment,
             self.subject.epoch(&found.disk),
@@ -230,6 +236,19 @@ impl<S: Subject> Site<S> {
             .judge(&found, lost)
             .map_err(|error| format!("event {moment}: {error}"))?;
         Ok(found)
+    }
+
+    /// Closes what was found, checks its structures, and finds the same again.
+    fn open_again(&self, found: Found<S>) -> Result<Found<S>, String> {
+        drop(found.disk);
+        self.subject.check(found.home.path())?;
+        let files = self.files.in_another_boot();
+        let again = self.subject.open(&files, found.home.path());
+        let disk = again.map_err(|error| format!("cannot be opened again: {error}"))?;
+        if self.contents(&disk)? != found.sectors {
+            return Err("opened again, it holds something else".into());
+        }
+        Ok(Found { disk, ..found })
     }
 
     pub(crate) fn lose_power(&self, moment: usize, fate: &mut dyn FnMut() -> bool) -> Found<S> {

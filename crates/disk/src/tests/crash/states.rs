@@ -9,7 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::formats::VhdOf;
 use super::{Dice, Site, Subject, die_at, work, work_together};
+use crate::NewFormat;
 use crate::overlay::OverlayMode;
 use crate::overlay::tests::crash::OverlayOf;
 
@@ -35,6 +37,8 @@ fn kinds() -> Vec<Kind> {
     vec![
         kind("overlay-keep", OverlayOf(OverlayMode::Keep)),
         kind("overlay-reset", OverlayOf(OverlayMode::Reset)),
+        kind("vhd-dynamic", VhdOf(NewFormat::VhdDynamic)),
+        kind("vhd-fixed", VhdOf(NewFormat::VhdFixed)),
     ]
 }
 
