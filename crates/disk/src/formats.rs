@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::probe::{Format, probe};
 use crate::raw::{Raw, RawOptions};
-use crate::{Access, Allocation, Disk, DiskError, OpenError, SharedDisk, vhd};
+use crate::{Access, Allocation, Disk, DiskError, OpenError, SharedDisk, vhd, vhdx};
 
 /// How a disk file is to be opened.
 #[derive(Clone, Debug)]
@@ -53,6 +53,7 @@ pub fn open(path: &Path, opening: &Opening) -> Result<SharedDisk, OpenError> {
         Format::Iso9660 if opening.access == Access::ReadOnly => raw(Some(2048)),
         Format::Iso9660 => raw(None),
         Format::Vhd(_) => Ok(Arc::new(vhd::open(path, opening)?)),
+        Format::Vhdx => Ok(Arc::new(vhdx::open(path, opening)?)),
         other => Err(OpenError::Foreign {
             advice: other.advice(path).unwrap_or_default(),
         }),
@@ -101,6 +102,9 @@ pub fn create(path: &Path, new: &NewDisk) -> Result<SharedDisk, OpenError> {
     match &new.format {
         NewFormat::Raw => Ok(Arc::new(Raw::create(path, new.size_bytes)?)),
         NewFormat::VhdFixed | NewFormat::VhdDynamic => Ok(Arc::new(vhd::create(path, new)?)),
+        NewFormat::VhdxFixed | NewFormat::VhdxDynamic | NewFormat::VhdxDifferencing { .. } => {
+            Ok(Arc::new(vhdx::create(path, new)?))
+        }
         other => Err(OpenError::Foreign {
             advice: format!("{} cannot be made as {other:?} yet", path.display()),
         }),

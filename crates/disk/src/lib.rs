@@ -23,6 +23,7 @@ mod raw;
 #[cfg(test)]
 mod tests;
 mod vhd;
+mod vhdx;
 mod zeros;
 
 pub use description::{Description, describe};

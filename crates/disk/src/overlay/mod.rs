@@ -28,7 +28,7 @@ mod journal;
 mod layer;
 mod live;
 mod lock;
-mod rounds;
+pub(crate) mod rounds;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;

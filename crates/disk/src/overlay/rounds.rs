@@ -4,10 +4,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::DiskError;
 
-/// Rounds of one overlay. A flush is done once a round that *began* after it
+/// Rounds of one disk. A flush is done once a round that *began* after it
 /// was asked for has succeeded.
 #[derive(Debug, Default)]
-pub(super) struct Rounds {
+pub(crate) struct Rounds {
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -24,7 +24,7 @@ struct State {
 impl Rounds {
     /// Returns once a round that began after this call has succeeded, or one
     /// that this caller ran itself has failed.
-    pub(super) fn join(
+    pub(crate) fn join(
         &self,
         round: impl FnOnce() -> Result<(), DiskError>,
     ) -> Result<(), DiskError> {

@@ -1,0 +1,85 @@
+//! What was answered and is not yet durable: the notes of a flush to come.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::header::Headers;
+use super::volatile::{Change, Zone};
+
+/// Notes that a change of one block may take.
+pub(super) const NOTES_PER_PIECE: usize = 4;
+
+/// A change, and what it frees in the file once it is durable.
+#[derive(Clone, Debug)]
+pub(super) struct Note {
+    pub(super) change: Change,
+    /// Offset and length.
+    pub(super) frees: Option<(u64, u64)>,
+}
+
+/// Notes in order, and the records of the same.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    pub(super) pending: Vec<Note>,
+    /// There is one while the file is being written.
+    pub(super) zone: Option<Zone>,
+    /// Records that are promised.
+    pub(super) reserved: usize,
+}
+
+/// Headers and log: whoever holds them writes them.
+#[derive(Debug)]
+pub(super) struct Log {
+    pub(super) headers: Headers,
+    /// Sequence number of the last entry.
+    pub(super) sequence: u64,
+    /// Where in the log the next entry goes.
+    pub(super) place: u64,
+    /// What is durable in the log, and could not be written in place.
+    pub(super) unapplied: BTreeMap<u64, Box<[u8; 4096]>>,
+}
+
+/// Locks in the order in which they are taken: the log's, the notes'.
+#[derive(Debug)]
+pub(super) struct Journal {
+    /// Whether the headers say that the file is being written.
+    begun: AtomicBool,
+    log: Mutex<Log>,
+    notes: Mutex<Notes>,
+}
+
+impl Journal {
+    pub(super) fn new(log: Log) -> Journal {
+        Journal {
+            begun: AtomicBool::new(false),
+            log: Mutex::new(log),
+            notes: Mutex::default(),
+        }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_begun(&self, begun: bool) {
+        self.begun.store(begun, Ordering::Release);
+    }
+
+    pub(super) fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Room for the records of one change, given back when it is over.
+pub(super) struct Room<'a>(pub(super) &'a Journal);
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.notes().reserved -= NOTES_PER_PIECE;
+    }
+}
