@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::probe::{Format, probe};
 use crate::raw::{Raw, RawOptions};
-use crate::{Access, Allocation, Disk, DiskError, OpenError, SharedDisk, vhd, vhdx};
+use crate::{Access, Allocation, Disk, DiskError, OpenError, SharedDisk, qcow2, vhd, vhdx};
 
 /// How a disk file is to be opened.
 #[derive(Clone, Debug)]
@@ -54,6 +54,7 @@ pub fn open(path: &Path, opening: &Opening) -> Result<SharedDisk, OpenError> {
         Format::Iso9660 => raw(None),
         Format::Vhd(_) => Ok(Arc::new(vhd::open(path, opening)?)),
         Format::Vhdx => Ok(Arc::new(vhdx::open(path, opening)?)),
+        Format::Qcow2 => Ok(Arc::new(qcow2::open(path, opening)?)),
         other => Err(OpenError::Foreign {
             advice: other.advice(path).unwrap_or_default(),
         }),

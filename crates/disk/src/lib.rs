@@ -17,6 +17,7 @@ pub mod overlay;
 #[allow(dead_code)]
 mod parents;
 pub mod probe;
+mod qcow2;
 mod ram;
 mod range;
 mod raw;
@@ -31,6 +32,7 @@ pub use error::{DiskError, OpenError};
 pub use formats::{CopyError, NewDisk, NewFormat, Opening, copy, create, open};
 pub use image::BaseId;
 pub use overlay::Overlay;
+pub use qcow2::export as export_qcow2;
 pub use ram::Ram;
 pub use raw::{Raw, RawOptions};
 
