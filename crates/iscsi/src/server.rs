@@ -15,7 +15,9 @@ use std::time::Duration;
 use crate::chap::Challenges;
 use crate::{Limits, Targets};
 
+mod clerk;
 mod connection;
+mod half_open;
 mod pulse;
 mod reception;
 mod registry;

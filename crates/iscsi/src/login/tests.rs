@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::{Attachment, ChapSecrets, Secret};
+use crate::{Attachment, ChapSecrets, LoginRefusal, Redirect, Secret};
 
 /// What the site asks for, and what it was told.
 struct Site2 {
@@ -171,13 +171,13 @@ impl Lab {
                 (heard, None)
             }
             Progress::Refuse(pdu, refusal) => {
-                assert_eq!(pdu[36..38], refusal.status.0);
+                assert_eq!(pdu[36..38], refusal.status.bytes());
                 assert_eq!(pdu[1] & 0xc0, 0);
                 if refusal.redirect.is_some() {
-                    return (Heard::Moved(refusal.status.0, text_of(&pdu)), None);
+                    return (Heard::Moved(refusal.status.bytes(), text_of(&pdu)), None);
                 }
                 assert_eq!(text_of(&pdu), "");
-                (Heard::Refused(refusal.status.0), None)
+                (Heard::Refused(refusal.status.bytes()), None)
             }
             Progress::Enter(entrance) => {
                 let (pdu, _) = entrance.accept(9, 128);
