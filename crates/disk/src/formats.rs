@@ -66,7 +66,8 @@ pub fn open(path: &Path, opening: &Opening) -> Result<SharedDisk, OpenError> {
 pub struct NewDisk {
     /// As what.
     pub format: NewFormat,
-    /// A multiple of `logical_block_bytes`.
+    /// A multiple of `logical_block_bytes`; of a disk above a parent the
+    /// parent's size, or 0 for whatever that is.
     pub size_bytes: u64,
     /// 512 or 4096, where the format can say it.
     pub logical_block_bytes: u32,
@@ -102,13 +103,12 @@ pub enum NewFormat {
 pub fn create(path: &Path, new: &NewDisk) -> Result<SharedDisk, OpenError> {
     match &new.format {
         NewFormat::Raw => Ok(Arc::new(Raw::create(path, new.size_bytes)?)),
-        NewFormat::VhdFixed | NewFormat::VhdDynamic => Ok(Arc::new(vhd::create(path, new)?)),
+        NewFormat::VhdFixed | NewFormat::VhdDynamic | NewFormat::VhdDifferencing { .. } => {
+            Ok(Arc::new(vhd::create(path, new)?))
+        }
         NewFormat::VhdxFixed | NewFormat::VhdxDynamic | NewFormat::VhdxDifferencing { .. } => {
             Ok(Arc::new(vhdx::create(path, new)?))
         }
-        other => Err(OpenError::Foreign {
-            advice: format!("{} cannot be made as {other:?} yet", path.display()),
-        }),
     }
 }
 

@@ -13,8 +13,6 @@ mod formats;
 mod health;
 pub mod image;
 pub mod overlay;
-// Differencing disks are opened with it.
-#[allow(dead_code)]
 mod parents;
 pub mod probe;
 mod qcow2;

@@ -116,6 +116,13 @@ pub(crate) fn absolute(parent: &Path) -> io::Result<String> {
     Ok(path)
 }
 
+/// The file name of a parent.
+pub(crate) fn name(parent: &Path) -> io::Result<String> {
+    let parent = fs::canonicalize(parent)?;
+    let last = parent.components().next_back();
+    Ok(last.map(said).transpose()?.unwrap_or_default().to_owned())
+}
+
 /// A part of a path, where both systems would understand the same by it.
 fn said(part: Component<'_>) -> io::Result<&str> {
     let name = part.as_os_str().to_str();

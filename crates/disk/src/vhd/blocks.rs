@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Place;
 use super::Vhd;
+use super::differences::{Differences, SHADOW_HEAD_BYTES};
 use super::footer::{FOOTER_BYTES, Footer, SECTOR_BYTES};
 use crate::DiskError;
 use crate::files::File;
@@ -38,6 +39,8 @@ pub(super) struct Blocks {
     /// Sectors at which the blocks begin, with their bitmaps.
     pub(super) bat: Vec<AtomicU32>,
     pub(super) allocated: AtomicU64,
+    /// What a differencing disk has besides.
+    pub(super) differences: Option<Differences>,
     pub(super) tail: Mutex<Tail>,
 }
 
@@ -64,10 +67,10 @@ impl Blocks {
             .next_multiple_of(SECTOR_BYTES)
     }
 
-    /// What stands in front of a new block's data: the bitmap at its end, so
-    /// that the data is aligned.
+    /// What stands in front of a new block's data, so that it is aligned: at
+    /// its end the bitmap, and in front of that room for a shadow.
     pub(super) fn lead_bytes(&self) -> u64 {
-        self.bitmap_bytes.next_multiple_of(ALIGNMENT_BYTES)
+        (SHADOW_HEAD_BYTES + 2 * self.bitmap_bytes).next_multiple_of(ALIGNMENT_BYTES)
     }
 
     /// How much the file may grow by blocks that are not there yet.
@@ -152,7 +155,11 @@ impl Vhd {
         // The lead whole: a footer may have stood there once.
         let mut lead = vec![0; usize::try_from(data - next).unwrap_or(0)];
         let bitmap = lead.len() - usize::try_from(blocks.bitmap_bytes).unwrap_or(0);
-        lead[bitmap..].fill(0xff);
+        if let Some(differences) = &blocks.differences {
+            differences.begin(block, blocks.bitmap_bytes);
+        } else {
+            lead[bitmap..].fill(0xff);
+        }
         self.write_stored(&lead, next)?;
         self.write_stored(&sector.to_be_bytes(), blocks.bat_offset + 4 * block)?;
         entry.store(sector, Ordering::Release);

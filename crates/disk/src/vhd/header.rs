@@ -11,7 +11,7 @@ pub(super) const DEFAULT_BLOCK_BYTES: u32 = 2 << 20;
 /// The largest block read: what VHDX allows, and many times what anybody makes.
 const MAX_BLOCK_BYTES: u32 = 256 << 20;
 /// How many parent locators a header has room for.
-const LOCATORS: usize = 8;
+pub(super) const LOCATORS: usize = 8;
 
 const COOKIE: &[u8; 8] = b"cxsparse";
 const VERSION: u32 = 0x0001_0000;
@@ -19,7 +19,7 @@ const CHECKSUM_AT: usize = 36;
 const NAME_AT: usize = 64;
 const NAME_BYTES: usize = 512;
 pub(super) const LOCATORS_AT: usize = 576;
-const LOCATOR_BYTES: usize = 24;
+pub(super) const LOCATOR_BYTES: usize = 24;
 
 /// A dynamic disk header.
 #[derive(Clone, Debug, PartialEq, Eq)]

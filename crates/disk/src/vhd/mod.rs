@@ -1,5 +1,5 @@
-//! Microsoft's VHD (Virtual Hard Disk Image Format Specification 1.0): fixed
-//! and dynamic disks, read and written in place.
+//! Microsoft's VHD (Virtual Hard Disk Image Format Specification 1.0): fixed,
+//! dynamic and differencing disks, read and written in place.
 //!
 //! A fixed disk is raw bytes and a footer. A dynamic one is blocks (2 MiB)
 //! which a table, the BAT, finds in the file. An entry of the table only ever
@@ -14,6 +14,11 @@
 //!
 //! The sector bitmaps of a dynamic disk are written (all ones) and never read:
 //! so do all other programs. Data of new blocks is aligned to 4 KiB.
+//!
+//! What a differencing disk does not hold, its parent does; there a sector
+//! counts only once it is durable ([`differences`]). A parent is opened
+//! read-only and locked for readers. Nothing in a file says that it is a
+//! parent: who opens one to write breaks the disks above it.
 
 use std::io;
 use std::ops::Range;
@@ -22,6 +27,7 @@ use std::path::{Path, PathBuf};
 use memmap2::{Advice, MmapRaw};
 
 use self::blocks::Blocks;
+use self::differences::Differences;
 use self::footer::{EPOCH_SECONDS, Footer, Kind};
 use crate::description::Description;
 use crate::files::{self, File};
@@ -35,9 +41,11 @@ use crate::{
 
 mod blocks;
 mod create;
+mod differences;
 mod footer;
 mod header;
 mod open;
+mod parent;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +56,9 @@ pub(crate) use {create::create_on, open::open_on};
 
 /// More pieces than this are not worth gathering: `read` copies them.
 const MAX_SEGMENTS: usize = 64;
+
+/// The end of a note on damage that was left.
+const NOT_REPAIRED: &str = "; not repaired";
 
 /// A VHD.
 pub(crate) struct Vhd {
@@ -70,8 +81,10 @@ pub(crate) struct Vhd {
 enum Place {
     /// In the file, from this offset on.
     Stored(u64),
-    /// Nowhere: zeros.
+    /// In no block: zeros, or what the parent holds.
     Absent,
+    /// In a block, but it is the parent's sectors that count.
+    Below,
 }
 
 /// What is wrong in a structure, relative to its beginning.
@@ -128,9 +141,16 @@ impl Vhd {
                 version & 0xffff
             )),
             created_unix_seconds: Some(EPOCH_SECONDS + u64::from(self.footer.timestamp)),
-            parents: Vec::new(),
+            parents: self.parents(),
             notes: self.notes.clone(),
         }
+    }
+
+    /// Where the parents lie, the nearest first.
+    fn parents(&self) -> Vec<PathBuf> {
+        let parent = |vhd: &Vhd| Some(vhd.differences()?.parent.clone());
+        let chain = std::iter::successors(parent(self), |vhd| parent(vhd));
+        chain.map(|vhd| vhd.path.clone()).collect()
     }
 
     /// Calls `part` with each part of a range that lies in one piece, in
@@ -151,13 +171,31 @@ impl Vhd {
         };
         let mut at = offset;
         while at < end {
-            let next = blocks.end_of_block(at).min(end);
-            if !part(blocks.place(at), at..next)? {
+            let mut next = blocks.end_of_block(at).min(end);
+            let mut place = blocks.place(at);
+            if let Some(differences) = &blocks.differences {
+                let is_own = match place {
+                    Place::Stored(_) => {
+                        let (is_own, run_end) = self.own_run(blocks, differences, at, next)?;
+                        next = run_end;
+                        is_own
+                    }
+                    _ => false,
+                };
+                if !is_own {
+                    place = Place::Below;
+                }
+            }
+            if !part(place, at..next)? {
                 return Ok(false);
             }
             at = next;
         }
         Ok(true)
+    }
+
+    fn differences(&self) -> Option<&Differences> {
+        self.blocks.as_ref()?.differences.as_ref()
     }
 
     fn writable(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
@@ -243,10 +281,13 @@ impl Vhd {
 /// Holds the structures of a closed file against each other: footers, header,
 /// and a table whose blocks lie in the file and on nothing else.
 #[cfg(test)]
-pub(crate) fn check(path: &Path) -> Result<(), String> {
-    let opening = crate::Opening::new(Access::ReadOnly);
+pub(crate) fn check(path: &Path, opening: &crate::Opening) -> Result<(), String> {
+    let opening = crate::Opening {
+        access: Access::ReadOnly,
+        ..opening.clone()
+    };
     let disk = open(path, &opening).map_err(|error| error.to_string())?;
-    match disk.notes.first() {
+    match disk.notes.iter().find(|note| note.ends_with(NOT_REPAIRED)) {
         None => Ok(()),
         Some(note) => Err(format!("{}: {note}", path.display())),
     }
@@ -278,6 +319,11 @@ impl Disk for Vhd {
             match place {
                 Place::Stored(at) => self.read_stored(at, part)?,
                 Place::Absent => part.fill(0),
+                Place::Below => {
+                    if let Some(differences) = self.differences() {
+                        differences.read_below(run.start, part)?;
+                    }
+                }
             }
             Ok(true)
         })
@@ -295,7 +341,10 @@ impl Disk for Vhd {
             let next = blocks.end_of_block(at);
             let length = usize::try_from(next - at).unwrap_or(usize::MAX);
             let (part, behind) = rest.split_at(length.min(rest.len()));
-            self.write_stored(part, self.allocated(blocks, at)?)?;
+            match &blocks.differences {
+                None => self.write_stored(part, self.allocated(blocks, at)?)?,
+                Some(differences) => self.write_own(blocks, differences, at, part)?,
+            }
             (at, rest) = (next, behind);
         }
         Ok(())
@@ -306,13 +355,31 @@ impl Disk for Vhd {
             return Ok(());
         }
         self.health.check()?;
-        self.sync()
+        match &self.blocks {
+            Some(blocks) if let Some(differences) = &blocks.differences => {
+                self.flush_own(blocks, differences)
+            }
+            _ => self.sync(),
+        }
     }
 
     /// Gives the space back to the file system. The blocks keep their places
     /// in the file: one that is freed could only be used again after a sync.
+    /// A differencing disk has zeros of its own where its parent has something.
     fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {
         self.writable(offset, bytes)?;
+        if let Some(blocks) = &self.blocks
+            && let Some(differences) = &blocks.differences
+        {
+            let end = offset + bytes;
+            let mut at = offset;
+            while at < end {
+                let next = blocks.end_of_block(at).min(end);
+                self.unmap_own(blocks, differences, at, next)?;
+                at = next;
+            }
+            return Ok(());
+        }
         self.runs(offset, bytes, |place, run| {
             if let Place::Stored(at) = place {
                 self.zero_stored(at, run.end - run.start)?;
@@ -349,6 +416,14 @@ impl Disk for Vhd {
                         left -= piece.len() as u64;
                     }
                 }
+                Place::Below => {
+                    let Some(differences) = self.differences() else {
+                        return Ok(false);
+                    };
+                    if !differences.segments_below(run.start, left, segments)? {
+                        return Ok(false);
+                    }
+                }
             }
             Ok(segments.len() - before <= MAX_SEGMENTS)
         });
@@ -375,6 +450,12 @@ impl Disk for Vhd {
                     found.bytes += length;
                     Ok(true)
                 }
+                Place::Below => {
+                    if let Some(differences) = self.differences() {
+                        found = differences.extent_below(run.start, length)?;
+                    }
+                    Ok(false)
+                }
             }
         })?;
         Ok(found)
@@ -388,11 +469,17 @@ impl Disk for Vhd {
         // A range that leaves the disk is refused when it is read, and this is
         // only advice: a refusal changes nothing.
         let _ = self.runs(offset, bytes, |place, run| {
-            if let Place::Stored(at) = place
-                && let Some(mapping) = &self.mapping
-                && let Ok(place) = range::in_memory(at, run.end - run.start, mapping.len() as u64)
-            {
-                let _ = mapping.advise_range(Advice::WillNeed, place.start, place.len());
+            let length = run.end - run.start;
+            match (place, &self.mapping, self.differences()) {
+                (Place::Stored(at), Some(mapping), _) => {
+                    if let Ok(place) = range::in_memory(at, length, mapping.len() as u64) {
+                        let _ = mapping.advise_range(Advice::WillNeed, place.start, place.len());
+                    }
+                }
+                (Place::Below, _, Some(differences)) => {
+                    differences.will_need_below(run.start, length);
+                }
+                _ => {}
             }
             Ok(true)
         });

@@ -4,19 +4,22 @@
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::blocks::{ABSENT, Blocks, MAX_ENTRIES, Tail};
+use super::differences::{Differences, SHADOW_HEAD_BYTES};
 use super::footer::{FOOTER_BYTES, Footer, MAX_SIZE_BYTES, OLD_FOOTER_BYTES, SECTOR_BYTES};
 use super::header::{HEADER_BYTES, Header};
-use super::{Fault, Kind, Vhd};
+use super::parent::Child;
+use super::{Fault, Kind, NOT_REPAIRED, Vhd};
 use crate::files::{File, Files};
 use crate::health::{Health, trouble};
+use crate::parents::Chain;
 use crate::{Access, Geometry, OpenError, Opening};
 
 /// Entries of the BAT read at a time.
@@ -29,6 +32,17 @@ pub(crate) fn open(path: &Path, opening: &Opening) -> Result<Vhd, OpenError> {
 }
 
 pub(crate) fn open_on(files: &Files, path: &Path, opening: &Opening) -> Result<Vhd, OpenError> {
+    let chain = Chain::default().with(path)?;
+    open_in(files, path, opening, &chain)
+}
+
+/// Opens the last disk of a chain, which leads to it.
+pub(super) fn open_in(
+    files: &Files,
+    path: &Path,
+    opening: &Opening,
+    chain: &Chain,
+) -> Result<Vhd, OpenError> {
     let access = opening.access;
     let (file, file_bytes) = locked(files, path, access)?;
     let found = Found::read(path, &file, file_bytes)?;
@@ -55,14 +69,31 @@ pub(crate) fn open_on(files: &Files, path: &Path, opening: &Opening) -> Result<V
             )));
         }
         Kind::Fixed => None,
-        Kind::Dynamic => Some(read_blocks(path, &file, &found, file_bytes, size_bytes)?),
+        Kind::Dynamic => {
+            let (blocks, ..) = read_blocks(path, &file, &found, file_bytes, size_bytes)?;
+            Some(blocks)
+        }
         Kind::Differencing => {
-            return Err(OpenError::Foreign {
-                advice: format!(
-                    "{} is a differencing VHD, which cannot be served yet",
-                    path.display()
-                ),
-            });
+            let read = read_blocks(path, &file, &found, file_bytes, size_bytes)?;
+            let (mut blocks, header, roomy) = read;
+            let child = Child {
+                files,
+                path,
+                file: &file,
+                file_bytes,
+                header_at: found.footer.data_offset,
+                header: &header,
+            };
+            let parent = child.open_parent(opening, chain, &mut notes)?;
+            let parent_bytes = parent.geometry.size_bytes;
+            if parent_bytes > size_bytes {
+                return Err(size_field(format!(
+                    "a disk of {size_bytes} bytes, but its parent {} has {parent_bytes}",
+                    parent.path.display()
+                )));
+            }
+            blocks.differences = Some(Differences::above(Arc::new(parent), files.boot_id(), roomy));
+            Some(blocks)
         }
     };
     if found.footer.saved_state != 0 {
@@ -74,7 +105,7 @@ pub(crate) fn open_on(files: &Files, path: &Path, opening: &Opening) -> Result<V
             notes.extend(
                 found
                     .damage()
-                    .map(|damage| format!("{damage}; not repaired")),
+                    .map(|damage| format!("{damage}{NOT_REPAIRED}")),
             );
             found
         }
@@ -91,14 +122,11 @@ pub(crate) fn open_on(files: &Files, path: &Path, opening: &Opening) -> Result<V
     };
     let mapping = map(path, &file, reach);
     if let Some(blocks) = &blocks {
-        let mut tail = blocks
-            .tail
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tail = blocks.tail.lock().unwrap_or_else(PoisonError::into_inner);
         tail.footer_at = found.tail.start;
         tail.file_end = found.tail.end;
     }
-    Ok(Vhd {
+    let vhd = Vhd {
         path: path.to_owned(),
         file,
         access,
@@ -112,7 +140,13 @@ pub(crate) fn open_on(files: &Files, path: &Path, opening: &Opening) -> Result<V
         mapping,
         health: Health::default(),
         notes,
-    })
+    };
+    if let (Some(blocks), Access::ReadWrite) = (&vhd.blocks, access)
+        && let Some(differences) = &blocks.differences
+    {
+        vhd.find_shadows(blocks, differences)?;
+    }
+    Ok(vhd)
 }
 
 /// A mapping of the file as far as it may grow: what lies behind its end is
@@ -259,14 +293,15 @@ impl Found {
     }
 }
 
-/// The header and the BAT of a dynamic or differencing disk.
+/// The header and the BAT of a dynamic or differencing disk, and a bit for
+/// each block: whether it has (or will have) room for a shadow.
 fn read_blocks(
     path: &Path,
     file: &File,
     found: &Found,
     file_bytes: u64,
     size_bytes: u64,
-) -> Result<Blocks, OpenError> {
+) -> Result<(Blocks, Header, Vec<u64>), OpenError> {
     let end = found.tail.start.min(file_bytes);
     let footer_fault = |field, at: u64, reason: String| OpenError::Malformed {
         path: path.to_owned(),
@@ -325,13 +360,20 @@ fn read_blocks(
         header_at..header_end,
         header.bat_offset..bat_end.next_multiple_of(SECTOR_BYTES),
     ];
-    taken.sort_by_key(|range| range.start);
+    if found.footer.kind == Kind::Differencing {
+        for locator in header.locators.iter().filter(|l| l.code != [0; 4]) {
+            let start = locator.offset.min(end);
+            let length = u64::from(locator.length_bytes).min(end - start);
+            taken.push(start..start + length);
+        }
+    }
     let blocks = Blocks {
         block_bytes,
         bitmap_bytes: Blocks::bitmap_bytes(block_bytes),
         bat_offset: header.bat_offset,
         bat,
         allocated: AtomicU64::new(0),
+        differences: None,
         tail: Mutex::new(Tail {
             next: None,
             used_end: 0,
@@ -340,9 +382,9 @@ fn read_blocks(
             has_room: false,
         }),
     };
-    check_blocks(&blocks, size_bytes, end, &taken)
+    let roomy = check_blocks(&blocks, size_bytes, end, &taken)
         .map_err(|fault| fault.of(path, header.bat_offset))?;
-    Ok(blocks)
+    Ok((blocks, header, roomy))
 }
 
 fn read_table(file: &File, offset: u64, entries: u64) -> io::Result<Vec<AtomicU32>> {
@@ -364,13 +406,15 @@ fn read_table(file: &File, offset: u64, entries: u64) -> io::Result<Vec<AtomicU3
 }
 
 /// Refuses blocks that leave the file, or lie over each other or over what
-/// describes them; notes where the used part of the file ends.
+/// describes them; notes where the used part of the file ends. Answers which
+/// blocks have room for a shadow in front of them.
 fn check_blocks(
     blocks: &Blocks,
     size_bytes: u64,
     end: u64,
     taken: &[Range<u64>],
-) -> Result<(), Fault> {
+) -> Result<Vec<u64>, Fault> {
+    let mut roomy = vec![u64::MAX; blocks.bat.len().div_ceil(64)];
     let mut starts = Vec::new();
     for (block, entry) in blocks.bat.iter().enumerate() {
         let sector = entry.load(Ordering::Relaxed);
@@ -383,6 +427,7 @@ fn check_blocks(
         |block: usize, reason: String| Err(Fault::new("Block Allocation Table", 4 * block, reason));
     let mut used_end = taken.iter().map(|range| range.end).max().unwrap_or(0);
     let mut before: Option<(u64, usize)> = None;
+    let mut used_before = 0;
     for (sector, block) in &starts {
         let start = u64::from(*sector) * SECTOR_BYTES;
         // Of the last block only what the disk has is needed.
@@ -408,16 +453,21 @@ fn check_blocks(
             let reason = format!("block {block} at {start} lies over block {other}");
             return fault(*block, reason);
         }
+        let whole_end = start + blocks.bitmap_bytes + blocks.block_bytes;
+        let room = SHADOW_HEAD_BYTES + blocks.bitmap_bytes;
+        let is_taken =
+            |from: u64| used_before > from || taken.iter().any(|t| t.start < start && from < t.end);
+        if start.checked_sub(room).is_none_or(is_taken) {
+            roomy[block / 64] &= !(1 << (block % 64));
+        }
         before = Some((block_end, *block));
-        used_end = used_end.max(block_end);
+        used_before = whole_end;
+        used_end = used_end.max(whole_end);
     }
     blocks
         .allocated
         .store(starts.len() as u64, Ordering::Relaxed);
-    let mut tail = blocks
-        .tail
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut tail = blocks.tail.lock().unwrap_or_else(PoisonError::into_inner);
     tail.used_end = used_end;
-    Ok(())
+    Ok(roomy)
 }

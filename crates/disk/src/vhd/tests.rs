@@ -12,6 +12,7 @@ use crate::contract::Subject;
 use crate::files::Files;
 use crate::{NewDisk, NewFormat, Opening, SharedDisk};
 
+mod differencing;
 mod hostile;
 mod judges;
 
@@ -99,7 +100,7 @@ fn a_dynamic_disk_takes_what_is_written_and_no_room_when_it_is_closed() {
     assert_eq!(description.name, "dynamic VHD");
     assert!(description.stored_bytes.unwrap() < 1 << 20);
     assert!(description.notes.is_empty());
-    check(&kinds.path()).unwrap();
+    check(&kinds.path(), &Opening::new(Access::ReadOnly)).unwrap();
 }
 
 /// The death of a process leaves room behind the last block; what is in it is

@@ -3,11 +3,12 @@
 use std::iter::once;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
-use super::{Dice, Site, Subject, ZEROS};
+use super::{Dice, IMAGE, Site, Subject, ZEROS, scratch, sector_of};
 use crate::files::Files;
 use crate::vhd::{self, Vhd};
-use crate::{Access, DiskError, NewDisk, NewFormat, OpenError, Opening};
+use crate::{Access, Disk, DiskError, NewDisk, NewFormat, OpenError, Opening};
 
 /// Sectors on either side of a border between two blocks.
 const NEAR_SECTORS: usize = 12;
@@ -43,6 +44,43 @@ impl VhdOf {
     const BLOCK_SECTORS: usize = (2 << 20) / 512;
     const OLD_FOOTER_SECTOR: usize = ((1 << 20) - (12 << 10)) / 512;
     const NAME: &str = "disk.vhd";
+
+    /// Above a parent that holds the image's sectors.
+    pub(crate) fn differencing() -> VhdOf {
+        let parent = Self::parents().join("parent.vhd");
+        VhdOf(NewFormat::VhdDifferencing { parent })
+    }
+
+    /// Where the one parent lies, which nobody writes: outside of what is
+    /// recorded, and made when it is first asked for.
+    fn parents() -> &'static Path {
+        static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
+        let dir = DIR.get_or_init(|| {
+            let dir = scratch();
+            let new = VhdOf(NewFormat::VhdDynamic).new_disk();
+            let disk = vhd::create(&dir.path().join("parent.vhd"), &new).unwrap();
+            for sector in VhdOf(NewFormat::VhdDynamic).places().into_iter().flatten() {
+                let offset = (sector * 512) as u64;
+                disk.write(offset, &sector_of(IMAGE, sector)).unwrap();
+            }
+            dir
+        });
+        dir.path()
+    }
+
+    fn opening() -> Opening {
+        let mut opening = Opening::new(Access::ReadWrite);
+        opening.parent_roots.push(Self::parents().to_owned());
+        opening
+    }
+
+    fn new_disk(&self) -> NewDisk {
+        NewDisk {
+            format: self.0.clone(),
+            size_bytes: (Self::SECTORS * 512) as u64,
+            logical_block_bytes: 512,
+        }
+    }
 }
 
 impl Subject for VhdOf {
@@ -61,21 +99,22 @@ impl Subject for VhdOf {
     }
 
     fn create(&self, files: &Files, root: &Path) -> Result<Vhd, OpenError> {
-        let new = NewDisk {
-            format: self.0.clone(),
-            size_bytes: (Self::SECTORS * 512) as u64,
-            logical_block_bytes: 512,
-        };
-        vhd::create_on(files, &root.join(Self::NAME), &new)
+        vhd::create_on(files, &root.join(Self::NAME), &self.new_disk())
     }
 
     fn open(&self, files: &Files, root: &Path) -> Result<Vhd, OpenError> {
-        let opening = Opening::new(Access::ReadWrite);
-        vhd::open_on(files, &root.join(Self::NAME), &opening)
+        vhd::open_on(files, &root.join(Self::NAME), &Self::opening())
     }
 
     fn untouched(&self) -> u32 {
-        ZEROS
+        match self.0 {
+            NewFormat::VhdDifferencing { .. } => IMAGE,
+            _ => ZEROS,
+        }
+    }
+
+    fn takes_writes_in_a_flush(&self) -> bool {
+        true
     }
 
     fn act(&self, site: &Site<Self>, dice: &mut Dice) -> Result<(), DiskError> {
@@ -83,7 +122,7 @@ impl Subject for VhdOf {
     }
 
     fn check(&self, root: &Path) -> Result<(), String> {
-        vhd::check(&root.join(Self::NAME))
+        vhd::check(&root.join(Self::NAME), &Self::opening())
     }
 }
 
@@ -94,5 +133,10 @@ mod vhd_files {
     #[test]
     fn answered_is_there_after_a_death_at_any_step_of_a_dynamic_vhd() {
         die_everywhere(&VhdOf(NewFormat::VhdDynamic), 1, 40, 3);
+    }
+
+    #[test]
+    fn answered_is_there_after_a_death_at_any_step_of_a_differencing_vhd() {
+        die_everywhere(&VhdOf::differencing(), 1, 40, 5);
     }
 }

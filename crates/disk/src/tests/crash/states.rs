@@ -38,6 +38,7 @@ fn kinds() -> Vec<Kind> {
         kind("overlay-keep", OverlayOf(OverlayMode::Keep)),
         kind("overlay-reset", OverlayOf(OverlayMode::Reset)),
         kind("vhd-dynamic", VhdOf(NewFormat::VhdDynamic)),
+        kind("vhd-differencing", VhdOf::differencing()),
         kind("vhd-fixed", VhdOf(NewFormat::VhdFixed)),
     ]
 }
