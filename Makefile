@@ -17,7 +17,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all crash crash-proofs conformance fuzz bench-iscsi instructions check-instructions format lint setup
+.PHONY: demo console clean-demo test test-all crash crash-proofs kill conformance fuzz bench-iscsi instructions check-instructions format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -51,6 +51,7 @@ test-all: lint crash-proofs test
 
 crash-proofs: setup
 	@$(MAKE) --no-print-directory crash STATES=200000
+	@$(MAKE) --no-print-directory kill LOOPS=100
 	@$(CARGO) test --release --locked --package disk --lib -- --ignored
 
 # Power lost at so many moments of random work on every kind of disk, and what
@@ -61,6 +62,13 @@ SEED ?= 1
 crash:
 	@STATES=$(STATES) SEED=$(SEED) ONLY="$(ONLY)" $(CARGO) test --quiet --release --locked --package disk --lib -- \
 		--exact tests::crash::states::no_state_that_a_loss_of_power_leaves_has_lost_anything --nocapture
+
+# The real server killed so many times under QEMU's iSCSI writers; whatever was
+# answered is looked for after each restart: `make kill LOOPS=200`.
+LOOPS ?= 20
+kill: setup
+	@LOOPS=$(LOOPS) SEED=$(SEED) $(CARGO) test --quiet --locked --package diskless --test targets -- \
+		--exact killed::answered_writes_survive_kill_9_of_the_server --nocapture
 
 # libiscsi's conformance tests on every shape of unit, or some of them:
 # `make conformance ONLY="Sanitize Unmap.VPD"`.

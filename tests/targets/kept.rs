@@ -12,14 +12,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PORTAL: &str = "iscsi://127.0.0.1:3260";
 
 /// `diskless serve`, running, and its data.
-struct Site {
-    directory: tempfile::TempDir,
+pub(crate) struct Site {
+    pub(crate) directory: tempfile::TempDir,
     program: Option<Program>,
 }
 
 impl Site {
     /// `None` where this user cannot make a namespace.
-    fn start() -> Option<Site> {
+    pub(crate) fn start() -> Option<Site> {
         let (is_possible, said) = judge("unshare", &["-rn", "ip", "link", "set", "lo", "up"])?;
         if !is_possible {
             let ci = std::env::var("CI").is_ok_and(|value| value == "true");
@@ -35,9 +35,14 @@ impl Site {
         Some(site)
     }
 
-    /// Starts the server, ending the one there is with a kill.
-    fn restart(&mut self) {
+    /// Ends the server with a kill.
+    pub(crate) fn kill(&mut self) {
         self.program = None;
+    }
+
+    /// Starts the server, ending the one there is with a kill.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
         let mut command = Command::new("unshare");
         command
             .args([
@@ -86,7 +91,7 @@ impl Site {
         (output.status.success(), text(&output))
     }
 
-    fn run(&self, line: &str) -> String {
+    pub(crate) fn run(&self, line: &str) -> String {
         let (is_done, said) = self.ask(line);
         assert!(is_done, "{line}: {said}");
         said
@@ -97,7 +102,7 @@ impl Site {
     }
 
     /// A command inside the server's namespace.
-    fn inside(&self, program: &str) -> Command {
+    pub(crate) fn inside(&self, program: &str) -> Command {
         let pid = self.program.as_ref().unwrap().child.id().to_string();
         let mut command = Command::new("nsenter");
         command.args([
@@ -120,7 +125,7 @@ impl Site {
         Some((output.status.success(), text(&output)))
     }
 
-    fn url(&self, target: &str, lun: u16) -> String {
+    pub(crate) fn url(&self, target: &str, lun: u16) -> String {
         let iqn = self.json(&format!("target show {target}"))["iqn"].clone();
         format!("{PORTAL}/{}/{lun}", iqn.as_str().unwrap())
     }
