@@ -5,6 +5,9 @@ use std::fmt::Write;
 use crate::cells::{Cell, Measurement};
 use crate::checks::Check;
 
+/// What stands below the tables: why the goals that are missed are.
+const LIMITS: &str = include_str!("limits.md");
+
 /// A cell and what each round gave: tgt, ours on the raw file, ours on the
 /// overlay.
 pub(crate) struct Row {
@@ -193,7 +196,7 @@ machine rates too, mean little; CPU per operation stands. Load average when it b
             ));
         }
     }
-    text
+    text + LIMITS
 }
 
 /// Everything that was measured.
