@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::{Body, Path};
+use super::jobs::{self, Begun, Job};
 use super::{Api, ApiError, ErrorBody};
 use crate::inventory::{self, DiskFormat, DiskKind, Name, NewOwnDisk, OwnDisk};
 
@@ -107,6 +108,40 @@ pub(crate) struct RegisterDisk {
     pub(crate) comment: String,
 }
 
+/// A disk file to copy.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImportDisk {
+    /// Unique: a to z, 0 to 9 and "-".
+    pub(crate) name: String,
+    /// Disk file of any format, or block device, on the server, from "/".
+    pub(crate) source: String,
+    /// What the disk's own file is; without it, raw.
+    pub(crate) format: Option<Format>,
+    /// The operator's words.
+    #[serde(default)]
+    pub(crate) comment: String,
+}
+
+/// A copy to make.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CloneDisk {
+    /// Unique: a to z, 0 to 9 and "-".
+    pub(crate) name: String,
+    /// The operator's words.
+    #[serde(default)]
+    pub(crate) comment: String,
+}
+
+/// What a disk's file is to become.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ConvertDisk {
+    /// As in a disk that is made.
+    pub(crate) format: Format,
+}
+
 /// Lists every own disk, by name.
 #[utoipa::path(get, path = "/disks", tag = "disks", operation_id = "list_disks",
     responses((status = 200, description = "every disk", body = Vec<Disk>)))]
@@ -187,6 +222,78 @@ pub(super) async fn register(
     .await
 }
 
+/// Starts to copy a disk file to a new disk: a job, whose result is the disk.
+#[utoipa::path(post, path = "/disks/imports", tag = "disks", operation_id = "import_disk",
+    request_body = ImportDisk,
+    responses((status = 202, description = "the import, begun", body = Job),
+        (status = 400, description = "not a disk", body = ErrorBody),
+        (status = 409, description = "the name is taken, or too many jobs are running",
+            body = ErrorBody)))]
+pub(super) async fn import(
+    State(api): State<Api>,
+    Body(import): Body<ImportDisk>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let new = NewOwnDisk {
+            name: Name::parse(&import.name)?,
+            comment: import.comment,
+        };
+        let format = import.format.map(DiskFormat::from).unwrap_or_default();
+        let source = PathBuf::from(import.source);
+        let job = api.inventory.import_own_disk(new, format, &source)?;
+        Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
+/// Starts to copy a disk that nobody writes: a job, whose result is the copy.
+#[utoipa::path(post, path = "/disks/{disk}/clones", tag = "disks", operation_id = "clone_disk",
+    request_body = CloneDisk,
+    params(("disk" = String, Path, description = "name")),
+    responses((status = 202, description = "the clone, begun", body = Job),
+        (status = 404, description = "there is no such disk", body = ErrorBody),
+        (status = 409, description = "it is in use, or the name is taken", body = ErrorBody)))]
+pub(super) async fn duplicate(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+    Body(clone): Body<CloneDisk>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let disk = api.inventory.own_disk(&disk)?;
+        require_closed(api, &disk)?;
+        let new = NewOwnDisk {
+            name: Name::parse(&clone.name)?,
+            comment: clone.comment,
+        };
+        Ok(jobs::begun(api, api.inventory.clone_own_disk(&disk, new)?))
+    })
+    .await
+}
+
+/// Starts to make a disk that nobody writes one of another format: a job, whose
+/// result is the disk.
+#[utoipa::path(post, path = "/disks/{disk}/conversions", tag = "disks",
+    operation_id = "convert_disk", request_body = ConvertDisk,
+    params(("disk" = String, Path, description = "name")),
+    responses((status = 202, description = "the conversion, begun", body = Job),
+        (status = 400, description = "it lies in place", body = ErrorBody),
+        (status = 404, description = "there is no such disk", body = ErrorBody),
+        (status = 409, description = "it is in use", body = ErrorBody)))]
+pub(super) async fn convert(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+    Body(convert): Body<ConvertDisk>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let disk = api.inventory.own_disk(&disk)?;
+        require_closed(api, &disk)?;
+        let format = DiskFormat::from(convert.format);
+        let job = api.inventory.convert_own_disk(&disk, format)?;
+        Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
 /// Shows one disk.
 #[utoipa::path(get, path = "/disks/{disk}", tag = "disks", operation_id = "show_disk",
     params(("disk" = String, Path, description = "name")),
@@ -235,7 +342,7 @@ fn require_closed(api: &Api, disk: &OwnDisk) -> Result<(), ApiError> {
     })
 }
 
-fn shown(api: &Api, disk: &OwnDisk) -> Result<Disk, ApiError> {
+pub(super) fn shown(api: &Api, disk: &OwnDisk) -> Result<Disk, ApiError> {
     let parent = disk.parent.map(|id| api.inventory.own_disk_of(id));
     let path = api.inventory.own_disk_path(disk);
     let (size_bytes, trouble) = match api.inventory.own_disk_size(disk) {

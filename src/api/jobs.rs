@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::Path;
-use super::{Api, ApiError, ErrorBody, images};
+use super::{Api, ApiError, ErrorBody, disks, images};
 use crate::inventory::{self, JobState, Outcome};
 
 /// A job, running or ended.
@@ -137,6 +137,7 @@ fn shown(api: &Api, job: inventory::Job) -> Job {
 fn result(api: &Api, outcome: &Outcome) -> Value {
     let shown = match outcome {
         Outcome::Image(image) => serde_json::to_value(images::shown(api, image)),
+        Outcome::Disk(disk) => serde_json::to_value(disks::shown(api, disk).ok()),
     };
     // Plain facts always have a shape in JSON.
     shown.unwrap_or_default()

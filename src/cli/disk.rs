@@ -7,9 +7,13 @@ use clap::{ArgGroup, Args, Subcommand};
 use serde_json::json;
 
 use super::client::{Client, part};
+use super::job;
 use super::show::{Answer, bytes, or_dash, table, time};
 use super::size::size;
-use crate::api::disks::{AddDisk, Disk, Format, Kind, RegisterDisk};
+use crate::api::disks::{
+    AddDisk, CloneDisk, ConvertDisk, Disk, Format, ImportDisk, Kind, RegisterDisk,
+};
+use crate::api::jobs::Job;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -17,6 +21,25 @@ pub(super) enum Verb {
     Create(Create),
     /// Make a disk of a file or block device, or take it in where it lies
     Import(Import),
+    /// Copy a disk that nobody writes; blocks are shared where the file system
+    /// can
+    Clone {
+        /// Name of the disk
+        disk: String,
+        /// Name of the copy
+        name: String,
+        /// What to remember about it
+        #[arg(long, default_value = "")]
+        comment: String,
+    },
+    /// Make a disk that nobody writes one of another format
+    Convert {
+        /// Name of the disk
+        disk: String,
+        /// What its file becomes
+        #[arg(long)]
+        format: Format,
+    },
     /// List every own disk
     List,
     /// Show one disk
@@ -57,20 +80,23 @@ pub(super) struct Create {
 pub(super) struct Import {
     /// Name: a to z, 0 to 9 and "-"
     name: String,
-    /// Raw, VHD or VHDX file, or block device, on the server's host
+    /// Disk file, or block device, on the server's host
     file: PathBuf,
-    /// Leave it where it lies, and write it there
-    #[arg(long, required = true)]
-    in_place: bool,
-    /// What it is [default: the file is asked]
+    /// What the copy's file is [default: raw]
+    #[arg(long, conflicts_with = "in_place")]
+    format: Option<Format>,
+    /// Copy nothing: write it where it lies (raw, VHD, VHDX or block device)
     #[arg(long)]
+    in_place: bool,
+    /// What a file in place is [default: the file is asked]
+    #[arg(long, requires = "in_place")]
     kind: Option<Kind>,
     /// What to remember about it
     #[arg(long, default_value = "")]
     comment: String,
 }
 
-pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
+pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Result<Answer> {
     match verb {
         Verb::Create(create) => {
             let add = AddDisk {
@@ -82,6 +108,34 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
             };
             let disk: Disk = client.add("/disks", &add).await?;
             Answer::new(format!("made {}", summary(&disk)), &disk)
+        }
+        Verb::Import(import) if !import.in_place => {
+            let asked = ImportDisk {
+                name: import.name,
+                source: server_path(&import.file)?,
+                format: import.format,
+                comment: import.comment,
+            };
+            let job: Job = client.add("/disks/imports", &asked).await?;
+            let disk: Disk = job::follow(client, job, json).await?;
+            Answer::new(format!("imported {}", summary(&disk)), &disk)
+        }
+        Verb::Clone {
+            disk,
+            name,
+            comment,
+        } => {
+            let here = format!("{}/clones", path(&disk));
+            let job: Job = client.add(&here, &CloneDisk { name, comment }).await?;
+            let disk: Disk = job::follow(client, job, json).await?;
+            Answer::new(format!("made {}", summary(&disk)), &disk)
+        }
+        Verb::Convert { disk, format } => {
+            let here = format!("{}/conversions", path(&disk));
+            let job: Job = client.add(&here, &ConvertDisk { format }).await?;
+            let disk: Disk = job::follow(client, job, json).await?;
+            let words = format!("{} is a {} file now: {}", disk.name, kind(&disk), disk.file);
+            Answer::new(words, &disk)
         }
         Verb::Import(import) => {
             let register = RegisterDisk {

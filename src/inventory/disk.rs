@@ -23,6 +23,7 @@ use super::{Assignment, Error, Inventory, Machine, Name, Result, Survives, UnitK
 pub(super) use files::Disks;
 pub(crate) use files::stored_bytes;
 
+mod copying;
 mod files;
 #[cfg(test)]
 mod tests;
@@ -337,12 +338,12 @@ impl Inventory {
     ) -> Result<OwnDisk> {
         let disk = self.disks.draft(new, kind, parent);
         let path = self.disks.unfinished_path(disk.id);
-        let written = disk::create(&path, made).map(drop).map_err(uncreated);
-        let published = written.and_then(|()| self.disks.publish(&disk));
-        if published.is_err() {
+        if let Err(error) = disk::create(&path, made) {
             self.disks.discard(disk.id);
+            return Err(uncreated(error));
         }
-        published.map(|()| disk)
+        self.disks.publish(&disk)?;
+        Ok(disk)
     }
 
     /// Takes in a file or block device where it lies. One that lies in

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Error, Image, Inventory, Result, held, now};
+use super::{Error, Image, Inventory, OwnDisk, Result, held, now};
 
 /// A job as it stood when it was asked about.
 #[derive(Clone, Debug)]
@@ -43,6 +43,10 @@ pub(crate) struct Job {
 pub(crate) enum JobKind {
     /// Something from outside becomes an image or a disk.
     Import,
+    /// A disk becomes two.
+    Clone,
+    /// A disk becomes one of another format.
+    Conversion,
 }
 
 impl JobKind {
@@ -50,6 +54,8 @@ impl JobKind {
     pub(crate) fn noun(self) -> &'static str {
         match self {
             JobKind::Import => "import",
+            JobKind::Clone => "clone",
+            JobKind::Conversion => "conversion",
         }
     }
 }
@@ -72,6 +78,8 @@ pub(crate) enum JobState {
 pub(crate) enum Outcome {
     /// A version of an image.
     Image(Arc<Image>),
+    /// An own disk.
+    Disk(OwnDisk),
 }
 
 /// Jobs that run at once; each keeps a disk and a core busy.

@@ -99,6 +99,7 @@ impl Site {
             .map_err(|e| e.to_string())?;
         match self.ended(started.id)? {
             Outcome::Image(image) => Ok(image),
+            other => panic!("{other:?}"),
         }
     }
 

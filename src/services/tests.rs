@@ -119,6 +119,7 @@ impl Lab {
         let id = self.inventory().start_import(request).unwrap().id;
         match self.inventory().ended(id).unwrap() {
             Outcome::Image(image) => image,
+            other => panic!("{other:?}"),
         }
     }
 

@@ -5,18 +5,19 @@
 //! a crash anywhere in between is undone, or done to its end, at the next
 //! start ([`Disks::tidy`]), and nothing half-made has a real name.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{FlockOperation, OFlags, SeekFrom, flock, seek};
 use uuid::Uuid;
 
 use super::{DiskKind, NewOwnDisk, OwnDisk, require_new, users};
 use crate::inventory::store::{Store, Survives};
-use crate::inventory::{Error, Result, now, sync_directory};
+use crate::inventory::{Error, Result, held, now, sync_directory};
 
 /// Begins the name of a file that is being written.
 const UNFINISHED_PREFIX: &str = ".new-";
@@ -27,12 +28,30 @@ const ASIDE_PREFIX: &str = ".removed-";
 pub(in crate::inventory) struct Disks {
     root: PathBuf,
     store: Arc<Store>,
+    /// Disks that are being made anew.
+    busy: Mutex<BTreeSet<Uuid>>,
+}
+
+/// Keeps everybody else from making a disk anew.
+pub(super) struct Busy {
+    disks: Arc<Disks>,
+    id: Uuid,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        held(&self.disks.busy).remove(&self.id);
+    }
 }
 
 impl Disks {
     /// The disks in `root`; ends what a crash has interrupted.
     pub(in crate::inventory) fn open(root: PathBuf, store: Arc<Store>) -> Result<Disks> {
-        let disks = Disks { root, store };
+        let disks = Disks {
+            root,
+            store,
+            busy: Mutex::default(),
+        };
         disks.tidy()?;
         Ok(disks)
     }
@@ -93,8 +112,19 @@ impl Disks {
         })
     }
 
-    /// Gives a finished file its name, with the fact that goes with it.
+    /// Gives a finished file its name, with the fact that goes with it; refused,
+    /// the file goes.
     pub(super) fn publish(&self, disk: &OwnDisk) -> Result<()> {
+        let put = self
+            .require_free_name(disk)
+            .and_then(|()| self.put_new(disk));
+        if put.is_err() {
+            self.discard(disk.id);
+        }
+        put.and_then(|()| self.finish(disk))
+    }
+
+    fn require_free_name(&self, disk: &OwnDisk) -> Result<()> {
         let path = self.path(disk);
         if path.symlink_metadata().is_ok() {
             return Err(Error::Conflict(format!(
@@ -104,8 +134,7 @@ impl Disks {
                 name = disk.name
             )));
         }
-        self.put_new(disk)?;
-        self.finish(disk)
+        Ok(())
     }
 
     /// The file's name, once the fact is down: what is left undone here, the
@@ -114,7 +143,12 @@ impl Disks {
         let path = self.path(disk);
         fs::rename(self.unfinished_path(disk.id), &path)
             .and_then(|()| sync_directory(&self.root))
-            .map_err(|e| Error::Failed(format!("cannot write {}: {e}", path.display())))
+            .map_err(|e| {
+                Error::Failed(format!(
+                    "cannot write {}: {e}; the next start of the server does it",
+                    path.display()
+                ))
+            })
     }
 
     /// Removes a file that was not finished.
@@ -147,7 +181,7 @@ impl Disks {
         let (path, aside) = (self.path(disk), self.aside_path(disk));
         let failed = |e: io::Error| Error::Failed(format!("cannot remove {}: {e}", path.display()));
         let stepped = match fs::rename(&path, &aside) {
-            Ok(()) => true,
+            Ok(()) => sync_directory(&self.root).map(|()| true).map_err(failed)?,
             Err(e) if e.kind() == ErrorKind::NotFound => false,
             Err(e) => return Err(failed(e)),
         };
@@ -162,6 +196,58 @@ impl Disks {
             tracing::warn!("cannot remove {} yet: {e}", aside.display());
         }
         Ok(())
+    }
+
+    /// Gives a disk another file, finished under its id; the old one goes.
+    /// Refused, the new one does.
+    pub(super) fn switch(&self, old: &OwnDisk, new: &OwnDisk) -> Result<()> {
+        let aside = self.aside_path(old);
+        if let Err(error) = self.switch_fact(old, new, &aside) {
+            self.discard(old.id);
+            return Err(error);
+        }
+        self.finish(new)?;
+        if let Err(e) = fs::remove_file(&aside) {
+            tracing::warn!("cannot remove {} yet: {e}", aside.display());
+        }
+        Ok(())
+    }
+
+    /// Lets the old file step aside, and puts the new one down.
+    fn switch_fact(&self, old: &OwnDisk, new: &OwnDisk, aside: &Path) -> Result<()> {
+        let path = self.path(old);
+        self.require_free_name(new)?;
+        let failed =
+            |e: io::Error| Error::Failed(format!("cannot replace {}: {e}", path.display()));
+        fs::rename(&path, aside)
+            .and_then(|()| sync_directory(&self.root))
+            .map_err(failed)?;
+        let switched = self.store.write(Survives::Power, |facts| {
+            if facts.disk(old.id)?.as_ref() != Some(old) {
+                return Err(Error::Conflict(format!(
+                    "disk {} has been changed meanwhile",
+                    old.name
+                )));
+            }
+            facts.put_disk(new)
+        });
+        if switched.is_err() {
+            fs::rename(aside, &path).map_err(failed)?;
+        }
+        switched
+    }
+
+    /// Lets one at a time make a disk anew.
+    pub(super) fn occupy(self: &Arc<Self>, id: Uuid) -> Result<Busy> {
+        if !held(&self.busy).insert(id) {
+            return Err(Error::Conflict(
+                "the disk is being changed: `diskless job list` shows how far it is".to_owned(),
+            ));
+        }
+        Ok(Busy {
+            disks: Arc::clone(self),
+            id,
+        })
     }
 
     /// Excludes everybody else from a disk's file, as who writes it does; `None`
@@ -208,6 +294,14 @@ impl Disks {
                 // Its fact still names it: it was not to go yet.
                 Some(disk) if disk.file == Path::new(from) && !self.path(&disk).exists() => {
                     fs::rename(&here, self.path(&disk)).map_err(failed)?;
+                }
+                // Nor is there another file in its place: it stays.
+                Some(disk) if !self.path(&disk).exists() && !self.unfinished_path(id).exists() => {
+                    tracing::warn!(
+                        "disk {} has no file; {} may be it",
+                        disk.name,
+                        here.display()
+                    );
                 }
                 _ => fs::remove_file(&here).map_err(failed)?,
             }

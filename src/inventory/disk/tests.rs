@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::inventory::tests::{Site, mac};
-use crate::inventory::{MachineChange, NewMachine};
+use crate::inventory::{MachineChange, NewMachine, Outcome};
 
 const GIB: u64 = 1 << 30;
 
@@ -217,4 +217,152 @@ fn a_copied_data_directory_has_the_same_disks() {
     assert_eq!(found.id, disk.id);
     assert!(copy.own_disk_path(&found).starts_with(copy.data_path()));
     copy.open_own_disk(&found, Access::ReadWrite).unwrap();
+}
+
+/// What a finished job made.
+fn made(site: &Site, job: Result<crate::inventory::Job>) -> Result<OwnDisk, String> {
+    match site.ended(job.unwrap().id)? {
+        Outcome::Disk(disk) => Ok(disk),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A disk with bytes near its front and at its end.
+fn written(site: &Site, name: &str) -> OwnDisk {
+    let disk = site.own(name);
+    let open = site.open_own_disk(&disk, Access::ReadWrite).unwrap();
+    open.write(5000, &[7; 9000]).unwrap();
+    open.write(GIB - 4096, &[8; 4096]).unwrap();
+    open.flush().unwrap();
+    disk
+}
+
+fn holds_what_was_written(site: &Site, disk: &OwnDisk) {
+    let open = site.open_own_disk(disk, Access::ReadWrite).unwrap();
+    let mut seen = vec![1; 20_000];
+    open.read(0, &mut seen).unwrap();
+    let mut expected = vec![0; 20_000];
+    expected[5000..14_000].fill(7);
+    assert!(seen == expected);
+    open.read(GIB - 4096, &mut seen[..4096]).unwrap();
+    assert!(seen[..4096] == [8; 4096]);
+}
+
+#[test]
+fn a_clone_holds_the_same_and_goes_its_own_way() {
+    let site = Site::new();
+    let disk = written(&site, "win");
+    let clone = made(&site, site.clone_own_disk(&disk, named("copy"))).unwrap();
+    assert_ne!(clone.id, disk.id);
+    let open = site.open_own_disk(&clone, Access::ReadWrite).unwrap();
+    open.write(GIB / 2, &[9; 512]).unwrap();
+    drop(open);
+    holds_what_was_written(&site, &clone);
+    holds_what_was_written(&site, &disk);
+    assert!(stored_bytes(&site.own_disk_path(&clone)).unwrap() < 1 << 20);
+    assert_eq!(site.names_in_disks(), ["copy.raw", "win.raw"]);
+}
+
+#[test]
+fn a_conversion_switches_the_file_and_keeps_the_disk() {
+    let mut site = Site::new();
+    let disk = written(&site, "win");
+    for (format, file) in [
+        (DiskFormat::Vhd, "win.vhd"),
+        (DiskFormat::VhdFixed, "win.2.vhd"),
+        (DiskFormat::Vhd, "win.vhd"),
+        (DiskFormat::Raw, "win.raw"),
+    ] {
+        let now = site.own_disk("win").unwrap();
+        let converted = made(&site, site.convert_own_disk(&now, format)).unwrap();
+        assert_eq!(converted.id, disk.id);
+        site.restart();
+        assert_eq!(site.own_disk("win").unwrap(), converted);
+        assert_eq!(site.names_in_disks(), [file]);
+        assert_eq!(site.own_disk_size(&converted).unwrap(), Some(GIB));
+        holds_what_was_written(&site, &converted);
+    }
+}
+
+#[test]
+fn a_disk_in_use_is_neither_cloned_nor_converted() {
+    let site = Site::new();
+    let disk = written(&site, "win");
+    let _open = site.open_own_disk(&disk, Access::ReadWrite).unwrap();
+    assert!(site.clone_own_disk(&disk, named("copy")).is_err());
+    assert!(site.convert_own_disk(&disk, DiskFormat::Vhd).is_err());
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+}
+
+#[test]
+fn an_import_copies_a_disk_of_another_format() {
+    let site = Site::new();
+    let disk = written(&site, "win");
+    let vhd = made(&site, site.convert_own_disk(&disk, DiskFormat::Vhd)).unwrap();
+    let file = site.directory().join("from.vhd");
+    fs::copy(site.own_disk_path(&vhd), &file).unwrap();
+    let import = site.import_own_disk(named("new"), DiskFormat::Raw, &file);
+    let imported = made(&site, import).unwrap();
+    assert_eq!(imported.kind, DiskKind::Raw);
+    holds_what_was_written(&site, &imported);
+    assert!(file.exists());
+}
+
+#[test]
+fn a_conversion_a_crash_cut_short_leaves_one_disk() {
+    let mut site = Site::new();
+    let disk = written(&site, "win");
+    let root = site.data_path().join("disks");
+    let (new, aside) = (
+        root.join(format!(".new-{}", disk.id)),
+        root.join(format!(".removed-{}-win.raw", disk.id)),
+    );
+    // While it is copied.
+    fs::write(&new, b"half").unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+    // Before the fact is changed.
+    fs::write(&new, b"whole").unwrap();
+    fs::rename(root.join("win.raw"), &aside).unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), ["win.raw"]);
+    holds_what_was_written(&site, &disk);
+    // After it.
+    fs::write(&new, b"whole").unwrap();
+    fs::rename(root.join("win.raw"), &aside).unwrap();
+    let switched = OwnDisk {
+        file: "win.vhd".into(),
+        kind: DiskKind::Vhd,
+        ..disk
+    };
+    let put = |facts: &Facts<'_>| facts.put_disk(&switched);
+    site.store().write(Survives::Power, put).unwrap();
+    site.restart();
+    assert_eq!(site.names_in_disks(), ["win.vhd"]);
+    assert_eq!(fs::read(root.join("win.vhd")).unwrap(), b"whole");
+}
+
+#[test]
+fn a_child_keeps_its_parent_from_being_written_and_removed() {
+    let site = Site::new();
+    let disk = written(&site, "base");
+    let base = made(&site, site.convert_own_disk(&disk, DiskFormat::Vhd)).unwrap();
+    let child = match site.create_own_disk_above(named("child"), None, &base) {
+        Ok(child) => child,
+        // Until the format can.
+        Err(Error::Invalid(why)) if why.contains("cannot be made") => return,
+        Err(error) => panic!("{error}"),
+    };
+    holds_what_was_written(&site, &child);
+    let pc = site.new_machine("pc1", 1);
+    assert!(site.assign_disk(&pc, &base).is_err());
+    assert!(site.open_own_disk(&base, Access::ReadWrite).is_err());
+    assert!(site.convert_own_disk(&base, DiskFormat::Raw).is_err());
+    let refusal = site.remove_own_disk(base.id).unwrap_err().to_string();
+    assert!(refusal.contains("disk child"), "{refusal}");
+    site.assign_disk(&pc, &child).unwrap();
+    assert!(
+        site.create_own_disk_above(named("other"), None, &child)
+            .is_err()
+    );
 }

@@ -1,0 +1,249 @@
+//! Own disks made from other disks: imports, clones, conversions. Each is a
+//! job; the new file gets its name when it is whole.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use disk::probe::Format;
+use disk::{Access, Allocation, CopyError, Disk, DiskError, NewDisk, Opening, SharedDisk};
+use rustix::fs::ioctl_ficlone;
+use uuid::Uuid;
+
+use super::files::Busy;
+use super::{
+    DiskFormat, DiskKind, Disks, NewOwnDisk, OwnDisk, SIZE_STEP_BYTES, uncreated, unopened,
+};
+use crate::inventory::job::{Job, JobKind, Outcome, Progress};
+use crate::inventory::{Error, Inventory, Result};
+
+/// Bytes compared at a time.
+const COMPARE_BYTES: u64 = 1 << 20;
+
+impl Inventory {
+    /// Starts to copy a disk file of any format, or a block device, to a new
+    /// disk.
+    pub(crate) fn import_own_disk(
+        &self,
+        new: NewOwnDisk,
+        format: DiskFormat,
+        source: &Path,
+    ) -> Result<Job> {
+        self.check_new(&new)?;
+        if !source.is_absolute() {
+            return Err(Error::Invalid(format!(
+                "{} must begin with \"/\": the server has a working directory of its own",
+                source.display()
+            )));
+        }
+        let opened = disk::open(source, &Opening::new(Access::ReadOnly)).map_err(unopened)?;
+        if opened.geometry().size_bytes == 0 {
+            return Err(Error::Invalid(format!("{} is empty", source.display())));
+        }
+        self.start_copy(JobKind::Import, new, format, Source::foreign(opened))
+    }
+
+    /// Starts to copy a disk that nobody writes to a new one of the same
+    /// format; what it stands on is copied with it.
+    pub(crate) fn clone_own_disk(&self, disk: &OwnDisk, new: NewOwnDisk) -> Result<Job> {
+        self.check_new(&new)?;
+        let path = self.disks.path(disk);
+        let opened = self.open_own_disk(disk, Access::ReadOnly)?;
+        let format = match disk.kind {
+            DiskKind::Raw => DiskFormat::Raw,
+            DiskKind::Vhd if is_fixed(&path) => DiskFormat::VhdFixed,
+            DiskKind::Vhd => DiskFormat::Vhd,
+            DiskKind::Vhdx => DiskFormat::Vhdx,
+        };
+        let source = Source {
+            disk: opened,
+            file: (disk.kind == DiskKind::Raw).then_some(path),
+        };
+        self.start_copy(JobKind::Clone, new, format, source)
+    }
+
+    fn start_copy(
+        &self,
+        kind: JobKind,
+        new: NewOwnDisk,
+        format: DiskFormat,
+        source: Source,
+    ) -> Result<Job> {
+        let disks = Arc::clone(&self.disks);
+        let disk = disks.draft(new, format.kind(), None);
+        let subject = disk.name.to_string();
+        self.start_job(kind, subject, move |progress| {
+            let copied = source.copy_to(&disks, disk.id, format, progress);
+            if let Err(error) = copied {
+                disks.discard(disk.id);
+                return Err(error);
+            }
+            disks.publish(&disk)?;
+            Ok(Outcome::Disk(disk))
+        })
+    }
+
+    /// Starts to make a disk that nobody writes one of another format: a new
+    /// file, compared with the old one, which then goes.
+    pub(crate) fn convert_own_disk(&self, disk: &OwnDisk, format: DiskFormat) -> Result<Job> {
+        if disk.is_in_place() {
+            return Err(Error::Invalid(format!(
+                "{} lies in place: `diskless disk import NEW {} --format ...` makes a disk of it",
+                disk.name,
+                disk.file.display()
+            )));
+        }
+        if let Some(above) = self.store.read(|facts| facts.disks_above(disk.id))?.first() {
+            return Err(Error::Conflict(format!(
+                "disk {} stands on {}: it would not find it any more",
+                above.name, disk.name
+            )));
+        }
+        let busy = self.disks.occupy(disk.id)?;
+        let opened = self.open_own_disk(disk, Access::ReadOnly)?;
+        let mut file = super::files::file_name(&disk.name, format.kind());
+        if file == disk.file {
+            // Another file until the switch; names of disks have no dot.
+            file = PathBuf::from(format!("{}.2.{}", disk.name, format.kind().word()));
+        }
+        let converted = OwnDisk {
+            file,
+            kind: format.kind(),
+            parent: None,
+            ..disk.clone()
+        };
+        let (disks, disk) = (Arc::clone(&self.disks), disk.clone());
+        let subject = disk.name.to_string();
+        self.start_job(JobKind::Conversion, subject, move |progress| {
+            let _busy: Busy = busy;
+            let source = Source::foreign(opened);
+            let copied = source
+                .copy_to(&disks, disk.id, format, progress)
+                .and_then(|copy| compare(&*source.disk, &*copy, progress));
+            if let Err(error) = copied {
+                disks.discard(disk.id);
+                return Err(error);
+            }
+            // Nobody opens the old file meanwhile: the source holds its lock.
+            disks.switch(&disk, &converted)?;
+            Ok(Outcome::Disk(converted))
+        })
+    }
+}
+
+/// A disk that is copied; nobody writes it as long as it is open here.
+struct Source {
+    disk: SharedDisk,
+    /// The file whose bytes the disk's are, where blocks may be shared with it.
+    file: Option<PathBuf>,
+}
+
+impl Source {
+    fn foreign(disk: SharedDisk) -> Source {
+        Source { disk, file: None }
+    }
+
+    /// Copies it to the unfinished file of `id`, durably.
+    fn copy_to(
+        &self,
+        disks: &Disks,
+        id: Uuid,
+        format: DiskFormat,
+        progress: &Progress,
+    ) -> Result<SharedDisk> {
+        let path = disks.unfinished_path(id);
+        let geometry = self.disk.geometry();
+        progress.begin("copying", Some(geometry.size_bytes));
+        if let Some(file) = &self.file
+            && let Some(clone) = share_blocks(file, &path)
+        {
+            return clone;
+        }
+        let new = NewDisk {
+            format: format.alone(),
+            size_bytes: geometry.size_bytes.next_multiple_of(SIZE_STEP_BYTES),
+            // A disc becomes a disk of ordinary blocks.
+            logical_block_bytes: match geometry.logical_block_bytes {
+                4096 => 4096,
+                _ => 512,
+            },
+        };
+        let copy = disk::create(&path, &new).map_err(uncreated)?;
+        let mut heard = |done_bytes| match progress.advance(done_bytes) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        };
+        match disk::copy(&*self.disk, &*copy, &mut heard) {
+            Ok(()) => Ok(copy),
+            Err(CopyError::Cancelled) => Err(progress.cancellation()),
+            Err(CopyError::Target(DiskError::NoSpace(_))) => Err(Error::Failed(
+                "no space left under the data directory; nothing was kept".to_owned(),
+            )),
+            Err(error) => Err(Error::Failed(error.to_string())),
+        }
+    }
+}
+
+/// A copy that shares its blocks with a raw file; `None` where the file system
+/// cannot.
+fn share_blocks(source: &Path, target: &Path) -> Option<Result<SharedDisk>> {
+    let from = File::open(source).ok()?;
+    let to = File::create_new(target).ok()?;
+    if ioctl_ficlone(&to, &from).is_err() {
+        // What is made next is made anew.
+        let _ = std::fs::remove_file(target);
+        return None;
+    }
+    let opening = Opening {
+        format: Some(Format::Raw),
+        ..Opening::new(Access::ReadWrite)
+    };
+    let synced = to
+        .sync_all()
+        .map_err(|e| Error::Failed(format!("cannot write {}: {e}", target.display())));
+    drop(to);
+    Some(synced.and_then(|()| disk::open(target, &opening).map_err(unopened)))
+}
+
+/// Reads both disks and refuses where they differ.
+fn compare(source: &dyn Disk, copy: &dyn Disk, progress: &Progress) -> Result<()> {
+    let size_bytes = source.geometry().size_bytes;
+    progress.begin("verifying", Some(size_bytes));
+    let failed = |error: DiskError| Error::Failed(error.to_string());
+    let length = usize::try_from(COMPARE_BYTES).unwrap_or(usize::MAX);
+    let (mut one, mut other) = (vec![0; length], vec![0; length]);
+    let mut at = 0;
+    while at < size_bytes {
+        progress.advance(at)?;
+        let rest = size_bytes - at;
+        let nothing = |disk: &dyn Disk| -> Result<u64> {
+            let extent = disk.extent(at, rest).map_err(failed)?;
+            Ok(match extent.allocation {
+                Allocation::Deallocated => extent.bytes,
+                Allocation::Mapped => 0,
+            })
+        };
+        // Where neither holds anything, both are zeros.
+        let skipped = nothing(source)?.min(nothing(copy)?);
+        if skipped > 0 {
+            at += skipped;
+            continue;
+        }
+        let bytes = usize::try_from(rest.min(COMPARE_BYTES)).unwrap_or(length);
+        source.read(at, &mut one[..bytes]).map_err(failed)?;
+        copy.read(at, &mut other[..bytes]).map_err(failed)?;
+        if one[..bytes] != other[..bytes] {
+            return Err(Error::Failed(format!(
+                "the copy differs from the disk near byte {at}: nothing was kept"
+            )));
+        }
+        at += bytes as u64;
+    }
+    progress.advance(size_bytes)
+}
+
+fn is_fixed(path: &Path) -> bool {
+    let format = disk::probe::probe(path);
+    matches!(format, Ok(Format::Vhd(disk::probe::VhdKind::Fixed)))
+}
