@@ -543,8 +543,10 @@ fn same_file(one: &Path, other: &Path) -> bool {
 pub(super) fn unopened(error: OpenError) -> Error {
     let words = error.to_string();
     match error {
-        OpenError::InUse { .. } | OpenError::Exists { .. } => Error::Conflict(words),
-        OpenError::Missing { .. } => Error::NotFound(words),
+        OpenError::InUse { .. } | OpenError::Exists { .. } | OpenError::TooMany { .. } => {
+            Error::Conflict(words)
+        }
+        OpenError::Missing { .. } | OpenError::NoPoint { .. } => Error::NotFound(words),
         OpenError::Malformed { .. }
         | OpenError::Foreign { .. }
         | OpenError::Unsupported { .. }

@@ -92,6 +92,24 @@ pub enum OpenError {
         /// One sentence that names the file.
         advice: String,
     },
+    /// No such restore point, or it was taken away.
+    #[error("{} has no restore point {id}", path.display())]
+    NoPoint {
+        /// The overlay.
+        path: PathBuf,
+        /// The point that was asked for.
+        id: crate::overlay::PointId,
+    },
+    /// A limit of the overlay's format is reached.
+    #[error("{}: at most {limit} {what}; take some away first", path.display())]
+    TooMany {
+        /// The overlay.
+        path: PathBuf,
+        /// How many there can be.
+        limit: usize,
+        /// Of what.
+        what: &'static str,
+    },
     /// Written by a newer version, or uses what this one cannot read.
     #[error("{}: {what}: a newer version of this program is needed", path.display())]
     Unsupported {

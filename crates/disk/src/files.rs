@@ -86,6 +86,13 @@ impl Files {
         })
     }
 
+    /// Gives a file another name, in the same file system.
+    pub(crate) fn hard_link(&self, file: &Path, name: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        self.note(|r| r.hard_link(file, name))?;
+        fs::hard_link(file, name)
+    }
+
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         #[cfg(test)]
         self.note(|r| r.rename(from, to))?;

@@ -84,7 +84,9 @@ pub trait Disk: Send + Sync {
     ///
     /// `false`, with `segments` as it was: some of the range is not mapped;
     /// use `read`. The bytes of a segment may change while it is held (as the
-    /// bytes of any disk may): only hand them to the kernel.
+    /// bytes of any disk may): only hand them to the kernel. And do it soon: a
+    /// disk that rearranges what it stores keeps an old mapping for ten minutes,
+    /// then the kernel answers `EFAULT`.
     fn segments<'a>(
         &'a self,
         offset: u64,

@@ -185,6 +185,19 @@ impl Recorder {
         )
     }
 
+    /// Another name for a file; of one that is not there nothing is noted.
+    pub(super) fn hard_link(&self, file: &Path, name: &Path) -> io::Result<()> {
+        let (node, (dir, name)) = {
+            let state = self.state();
+            let (dir, old) = state.place(file);
+            (state.names[&dir].get(&old).copied(), state.place(name))
+        };
+        match node {
+            Some(node) => self.name_op(vec![(dir, name.clone(), Some(node))], &name),
+            None => Ok(()),
+        }
+    }
+
     /// Takes a name away; of a file that is not there nothing is noted.
     pub(super) fn remove(&self, path: &Path) -> io::Result<()> {
         let (dir, name) = self.state().place(path);

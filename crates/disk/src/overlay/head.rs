@@ -18,10 +18,21 @@ const HEAD_BYTES: usize = 4096;
 const MAGIC: &[u8; 8] = b"DLOVHEAD";
 
 /// Version of the whole overlay format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// Restore points and thinning keep below this (storage.md).
-const LAYERS_MAX: usize = 256;
+/// The version before: one layer, always there, and no quota.
+const VERSION_OF_ONE_LAYER: u32 = 1;
+
+/// What a head has room for; restore points keep well below.
+pub(super) const LAYERS_MAX: usize = 512;
+
+/// Where the quota stands.
+const QUOTA_AT: usize = 4080;
+
+/// The highest number of a layer; the bits above are its flags.
+const NUMBER_MAX: u32 = (1 << 30) - 1;
+const IS_NO_POINT: u32 = 1 << 31;
+const IS_EMPTY: u32 = 1 << 30;
 
 /// Whether anything answered could be lost with the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +47,27 @@ pub(super) enum Rest {
     Lost,
 }
 
+/// A layer as the head names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) number: u32,
+    /// A restore point is at its end; never of the top layer.
+    pub(super) is_point: bool,
+    /// Nothing was ever written to it: it has no files but its note.
+    pub(super) is_empty: bool,
+}
+
+impl Entry {
+    /// The top layer, or one whose point is gone.
+    pub(super) fn new(number: u32) -> Entry {
+        Entry {
+            number,
+            is_point: false,
+            is_empty: false,
+        }
+    }
+}
+
 /// The head's fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Head {
@@ -45,8 +77,14 @@ pub(super) struct Head {
     pub(super) rest: Rest,
     pub(super) generation: u64,
     pub(super) base: BaseId,
-    /// Numbers of the layers, lowest first; never empty.
-    pub(super) layers: Vec<u32>,
+    /// The layers, lowest first; never empty. The last one is the top, the
+    /// only one that is written.
+    pub(super) layers: Vec<Entry>,
+    /// Nothing was written to the top yet: its files are not there, or are
+    /// what is left of an interrupted attempt.
+    pub(super) is_fresh: bool,
+    /// The most its layers may hold.
+    pub(super) quota_bytes: Option<u64>,
 }
 
 impl Head {
@@ -134,6 +172,37 @@ impl Head {
         }
     }
 
+    /// Writes the first two heads, durable but for their names.
+    pub(super) fn write_first(&mut self, files: &Files, dir: &Path) -> io::Result<()> {
+        let mut written = Vec::new();
+        for (sequence, name) in [(0, "head.a"), (1, "head.b")] {
+            self.sequence = sequence;
+            let file = files.create_file(&dir.join(name))?;
+            file.write_all_at(&self.emit(), 0)?;
+            written.push(file);
+        }
+        written.iter().try_for_each(crate::files::File::sync_data)
+    }
+
+    /// The number of the next layer.
+    pub(super) fn next_number(&self) -> io::Result<u32> {
+        let newest = self.layers.iter().map(|l| l.number).max().unwrap_or(0);
+        match newest < NUMBER_MAX {
+            true => Ok(newest + 1),
+            false => Err(io::Error::other("no more numbers for layers")),
+        }
+    }
+
+    /// The layers below the top.
+    pub(super) fn frozen(&self) -> &[Entry] {
+        self.layers.split_last().map_or(&[], |(_, frozen)| frozen)
+    }
+
+    /// Number of the layer that is written.
+    pub(super) fn top(&self) -> u32 {
+        self.layers.last().map_or(0, |top| top.number)
+    }
+
     fn emit(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES);
         bytes.extend(MAGIC);
@@ -147,7 +216,8 @@ impl Head {
             Rest::Written => 1,
             Rest::Lost => 2,
         });
-        bytes.extend([0; 2]); // reserved
+        bytes.push(u8::from(self.is_fresh));
+        bytes.push(0); // reserved
         bytes.extend(self.sequence.to_le_bytes());
         bytes.extend(self.generation.to_le_bytes());
         bytes.extend(self.base.size_bytes.to_le_bytes());
@@ -155,8 +225,12 @@ impl Head {
         bytes.extend(self.base.sha256);
         bytes.extend((self.layers.len() as u64).to_le_bytes());
         for layer in &self.layers {
-            bytes.extend(layer.to_le_bytes());
+            let no_point = if layer.is_point { 0 } else { IS_NO_POINT };
+            let empty = if layer.is_empty { IS_EMPTY } else { 0 };
+            bytes.extend((layer.number | no_point | empty).to_le_bytes());
         }
+        bytes.resize(QUOTA_AT, 0);
+        bytes.extend(self.quota_bytes.unwrap_or(0).to_le_bytes());
         bytes.resize(HEAD_BYTES - 4, 0);
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
         bytes
@@ -171,7 +245,7 @@ impl Head {
             return Err(Unread::Torn);
         }
         let version = u32::from_le_bytes(field(bytes, 8));
-        if version != VERSION {
+        if ![VERSION_OF_ONE_LAYER, VERSION].contains(&version) {
             return Err(Unread::Newer(format!("format version {version}")));
         }
         let mode = match bytes[12] {
@@ -187,9 +261,22 @@ impl Head {
         };
         let count = u64::from_le_bytes(field(bytes, 88));
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        if count == 0 || count > LAYERS_MAX {
+        let most = match version {
+            VERSION => LAYERS_MAX,
+            _ => 1,
+        };
+        if count == 0 || count > most {
             return Err(Unread::Newer(format!("{count} layers")));
         }
+        let layers = (0..count).map(|i| {
+            let word = u32::from_le_bytes(field(bytes, 96 + 4 * i));
+            Entry {
+                number: word & NUMBER_MAX,
+                is_point: version == VERSION && word & IS_NO_POINT == 0,
+                is_empty: version == VERSION && word & IS_EMPTY != 0,
+            }
+        });
+        let quota = u64::from_le_bytes(field(bytes, QUOTA_AT));
         Ok(Head {
             sequence: u64::from_le_bytes(field(bytes, 16)),
             mode,
@@ -200,9 +287,9 @@ impl Head {
                 uuid: field(bytes, 40),
                 sha256: field(bytes, 56),
             },
-            layers: (0..count)
-                .map(|i| u32::from_le_bytes(field(bytes, 96 + 4 * i)))
-                .collect(),
+            layers: layers.collect(),
+            is_fresh: version == VERSION && bytes[14] == 1,
+            quota_bytes: (version == VERSION && quota != 0).then_some(quota),
         })
     }
 }
@@ -234,10 +321,16 @@ mod tests {
         (
             any::<(u64, bool, u8, u64)>(),
             any::<([u8; 16], [u8; 32], u64)>(),
-            prop::collection::vec(any::<u32>(), 1..=LAYERS_MAX),
+            prop::collection::vec((0..=NUMBER_MAX, any::<(bool, bool)>()), 1..=LAYERS_MAX),
+            any::<(bool, u64)>(),
         )
             .prop_map(
-                |((sequence, keep, rest, generation), (uuid, sha256, size_bytes), layers)| Head {
+                |(
+                    (sequence, keep, rest, generation),
+                    (uuid, sha256, size_bytes),
+                    layers,
+                    (is_fresh, quota),
+                )| Head {
                     sequence,
                     mode: [OverlayMode::Reset, OverlayMode::Keep][usize::from(keep)],
                     rest: [Rest::Settled, Rest::Written, Rest::Lost][usize::from(rest % 3)],
@@ -247,7 +340,16 @@ mod tests {
                         sha256,
                         size_bytes,
                     },
-                    layers,
+                    layers: layers
+                        .into_iter()
+                        .map(|(number, (is_point, is_empty))| Entry {
+                            number,
+                            is_point,
+                            is_empty,
+                        })
+                        .collect(),
+                    is_fresh,
+                    quota_bytes: (quota != 0).then_some(quota),
                 },
             )
     }
@@ -265,6 +367,19 @@ mod tests {
             let mut bytes = head.emit();
             bytes[at] ^= flip;
             prop_assert_eq!(Head::parse(&bytes), Err(Unread::Torn));
+        }
+
+        #[test]
+        fn a_head_of_version_1_names_one_layer_that_is_there(head in any_head()) {
+            let mut head = Head { layers: vec![Entry::new(head.top())], ..head };
+            head.is_fresh = false;
+            head.quota_bytes = None;
+            let mut bytes = head.emit();
+            bytes[8] = 1;
+            bytes[96..100].copy_from_slice(&head.top().to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..HEAD_BYTES - 4]);
+            bytes[HEAD_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+            prop_assert_eq!(Head::parse(&bytes), Ok(head));
         }
 
         #[test]

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::field;
 use super::live::{Live, Mark, PAGE_BLOCKS};
+use super::map::{self, HEAD_BYTES, Map, PAGE_BYTES, corrupt, emit_head};
 use crate::files::{File, Files};
 
 /// Past this length of the log a flush writes a checkpoint (in tests soon, so
@@ -28,10 +29,6 @@ const LOG_BYTES_MAX: u64 = 16 << 20;
 /// touches a sector of the one before.
 const RECORD_ALIGN: usize = 512;
 
-/// Length of the heads of both files.
-const HEAD_BYTES: usize = 4096;
-
-const MAP_MAGIC: &[u8; 8] = b"DLOVMAP1";
 const LOG_MAGIC: &[u8; 8] = b"DLOVLOG1";
 const RECORD_MAGIC: &[u8; 8] = b"DLOVREC1";
 
@@ -65,13 +62,29 @@ struct Log {
 }
 
 impl Journal {
-    /// The journal of a layer that has none yet; a checkpoint makes the first.
-    pub(super) fn new(dir: &Path) -> Journal {
+    /// The journal of a layer that keeps none.
+    pub(super) fn none(dir: &Path) -> Journal {
         Journal {
             dir: dir.to_owned(),
             sequence: 0,
             log: None,
         }
+    }
+
+    /// Begins the journal of a layer in which nothing is marked, durable but
+    /// for its names.
+    pub(super) fn begin(files: &Files, dir: &Path, block_count: u64) -> io::Result<Journal> {
+        let sequence = 1;
+        let log = begin_log(files, dir, sequence, block_count)?;
+        let map = files.create_file(&dir.join(format!("map.{sequence}")))?;
+        map::write_empty(&map, sequence, block_count)?;
+        log.file.sync_data()?;
+        map.sync_data()?;
+        Ok(Journal {
+            dir: dir.to_owned(),
+            sequence,
+            log: Some(log),
+        })
     }
 
     /// The journal of a layer that is opened, whose marks are in `live` (after
@@ -147,11 +160,11 @@ impl Journal {
             for leftover in [&log_path, &new_path] {
                 remove_if_there(files, leftover)?;
             }
-            let log = files.create_file(&log_path)?;
-            log.reserve(LOG_BYTES)?;
-            log.write_all_at(&emit_head(LOG_MAGIC, sequence, live.block_count(), 0, 0), 0)?;
+            let log = begin_log(files, &self.dir, sequence, live.block_count())?;
             let map = files.create_file(&new_path)?;
-            write_map(&map, sequence, live)?;
+            map::write(&map, sequence, live.block_count(), |page| {
+                Ok(live.page(page))
+            })?;
             Ok((log, map))
         })();
         let abandon = |error| {
@@ -165,7 +178,7 @@ impl Journal {
             Err(error) => return abandon(error),
         };
         sync_data().map_err(StepError::Failed)?;
-        if let Err(error) = log.sync_data().and_then(|()| map.sync_data()) {
+        if let Err(error) = log.file.sync_data().and_then(|()| map.sync_data()) {
             return abandon(error);
         }
         // From here on it is open which of the two checkpoints is found.
@@ -175,11 +188,7 @@ impl Journal {
             .map_err(StepError::Failed)?;
         let old = self.sequence;
         self.sequence = sequence;
-        self.log = Some(Log {
-            file: log,
-            end: HEAD_BYTES as u64,
-            records: 0,
-        });
+        self.log = Some(log);
         // Garbage that is found and removed later if this is interrupted.
         for kind in ["map", "log"] {
             let path = self.dir.join(format!("{kind}.{old}"));
@@ -189,6 +198,56 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// A log without records.
+fn begin_log(files: &Files, dir: &Path, sequence: u64, block_count: u64) -> io::Result<Log> {
+    let file = files.create_file(&dir.join(format!("log.{sequence}")))?;
+    file.reserve(LOG_BYTES)?;
+    file.write_all_at(&emit_head(LOG_MAGIC, sequence, block_count, 0, 0), 0)?;
+    Ok(Log {
+        file,
+        end: HEAD_BYTES as u64,
+        records: 0,
+    })
+}
+
+/// Writes the last checkpoint of a layer that is not written any more, of what
+/// `page` answers for each page, and removes what it outlives: older ones, logs
+/// and live marks. All data it speaks of is durable.
+pub(super) fn seal(
+    files: &Files,
+    dir: &Path,
+    block_count: u64,
+    page: impl FnMut(u64) -> io::Result<Option<Vec<u8>>>,
+) -> io::Result<()> {
+    let newest = newest(files, dir)?.unwrap_or(0);
+    let sequence = newest
+        .checked_add(1)
+        .ok_or_else(|| corrupt(dir, "has no more numbers for checkpoints"))?;
+    let new = dir.join(format!("map.{sequence}.new"));
+    remove_if_there(files, &new)?;
+    let made = files.create_file(&new).and_then(|map| {
+        map::write(&map, sequence, block_count, page)?;
+        map.sync_data()
+    });
+    if let Err(error) = made {
+        let _ = remove_if_there(files, &new);
+        return Err(error);
+    }
+    files.rename(&new, &dir.join(format!("map.{sequence}")))?;
+    files.sync_dir(dir)?;
+    sweep_sealed(files, dir, sequence)
+}
+
+/// Removes what a sealed layer does not need: all but its data, its newest
+/// checkpoint and its note. The live marks first: once they are gone nobody
+/// takes them for the newest.
+fn sweep_sealed(files: &Files, dir: &Path, sequence: u64) -> io::Result<()> {
+    for name in ["live", "live.new"] {
+        remove_if_there(files, &dir.join(name))?;
+    }
+    remove_outlived(files, dir, sequence)
 }
 
 /// How a step from one durable state to the next did not come to be.
@@ -213,7 +272,13 @@ pub(super) fn replay(files: &Files, dir: &Path, live: &Live) -> io::Result<()> {
     let Some(sequence) = newest(files, dir)? else {
         return Err(corrupt(dir, "has no checkpoint"));
     };
-    read_map(&dir.join(format!("map.{sequence}")), sequence, live)?;
+    let map = Map::open(dir, sequence, live.block_count())?;
+    for page in 0..live.page_count() {
+        if let Some(bytes) = map.page(page)? {
+            let damaged = |what: String| corrupt(&dir.join(format!("map.{sequence}")), &what);
+            mark_page(live, page, &bytes).map_err(damaged)?;
+        }
+    }
     let log_path = dir.join(format!("log.{sequence}"));
     match std::fs::File::open(&log_path) {
         // Its name is durable before its first record is written.
@@ -229,7 +294,7 @@ pub(super) fn replay(files: &Files, dir: &Path, live: &Live) -> io::Result<()> {
 }
 
 /// Sequence of the newest checkpoint in `dir`.
-fn newest(files: &Files, dir: &Path) -> io::Result<Option<u64>> {
+pub(super) fn newest(files: &Files, dir: &Path) -> io::Result<Option<u64>> {
     let names = files.names(dir)?;
     Ok(names
         .iter()
@@ -255,57 +320,7 @@ fn remove_outlived(files: &Files, dir: &Path, sequence: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn write_map(map: &File, sequence: u64, live: &Live) -> io::Result<()> {
-    let pages = live.page_count();
-    let table_bytes = (pages * 4).next_multiple_of(4096);
-    let pages_start = HEAD_BYTES as u64 + table_bytes;
-    map.set_len(pages_start + pages * 4096)?;
-    let empty = crc32c::crc32c(&[0; 4096]);
-    let mut table = Vec::new();
-    for page in 0..pages {
-        let crc = match live.page(page) {
-            None => empty,
-            Some(bytes) => {
-                map.write_all_at(&bytes, pages_start + page * 4096)?;
-                crc32c::crc32c(&bytes)
-            }
-        };
-        table.extend(crc.to_le_bytes());
-    }
-    let table_crc = crc32c::crc32c(&table);
-    map.write_all_at(&table, HEAD_BYTES as u64)?;
-    map.write_all_at(
-        &emit_head(MAP_MAGIC, sequence, live.block_count(), pages, table_crc),
-        0,
-    )
-}
-
-fn read_map(path: &Path, sequence: u64, live: &Live) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let map = std::fs::File::open(path)?;
-    let pages = live.page_count();
-    let mut head = [0; HEAD_BYTES];
-    map.read_exact_at(&mut head, 0)?;
-    let table_bytes = usize::try_from(pages * 4).map_err(io::Error::other)?;
-    let mut table = vec![0; table_bytes];
-    map.read_exact_at(&mut table, HEAD_BYTES as u64)?;
-    let table_crc = crc32c::crc32c(&table);
-    if head[..] != emit_head(MAP_MAGIC, sequence, live.block_count(), pages, table_crc) {
-        return Err(corrupt(path, "has a damaged head"));
-    }
-    let pages_start = HEAD_BYTES as u64 + (pages * 4).next_multiple_of(4096);
-    let mut bytes = [0; 4096];
-    for (page, crc) in (0..pages).zip(table.chunks_exact(4)) {
-        map.read_exact_at(&mut bytes, pages_start + page * 4096)?;
-        if crc != crc32c::crc32c(&bytes).to_le_bytes() {
-            return Err(corrupt(path, &format!("has a damaged page {page}")));
-        }
-        mark_page(live, page, &bytes).map_err(|what| corrupt(path, &what))?;
-    }
-    Ok(())
-}
-
-fn mark_page(live: &Live, page: u64, bytes: &[u8; 4096]) -> Result<(), String> {
+fn mark_page(live: &Live, page: u64, bytes: &[u8; PAGE_BYTES]) -> Result<(), String> {
     let start = page * PAGE_BLOCKS;
     let blocks = PAGE_BLOCKS.min(live.block_count().saturating_sub(start));
     let mut run: Option<Run> = None;
@@ -378,24 +393,6 @@ fn replay_log(path: &Path, bytes: &[u8], sequence: u64, live: &Live) -> io::Resu
     Ok(())
 }
 
-fn emit_head(
-    magic: &[u8; 8],
-    sequence: u64,
-    block_count: u64,
-    page_count: u64,
-    table_crc: u32,
-) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEAD_BYTES);
-    bytes.extend(magic);
-    bytes.extend(sequence.to_le_bytes());
-    bytes.extend(block_count.to_le_bytes());
-    bytes.extend(page_count.to_le_bytes());
-    bytes.extend(table_crc.to_le_bytes());
-    bytes.resize(HEAD_BYTES - 4, 0);
-    bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-    bytes
-}
-
 fn emit_record(sequence: u64, index: u64, runs: &[Run]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(RECORD_HEAD_BYTES + RUN_BYTES * runs.len() + 4);
     bytes.extend(RECORD_MAGIC);
@@ -445,11 +442,4 @@ fn remove_if_there(files: &Files, path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         answer => answer,
     }
-}
-
-fn corrupt(path: &Path, what: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("{} {what}", path.display()),
-    )
 }

@@ -1,34 +1,71 @@
-//! One layer: its data file, mapped to be read, and its marks.
+//! The layer that is written: its data file and its marks.
 
 use std::io;
 use std::path::{Path, PathBuf};
-
-use memmap2::{Advice, MmapOptions, MmapRaw};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use super::OverlayMode;
+use super::data::Data;
 use super::journal::{self, Journal};
 use super::live::Live;
-use crate::files::{File, Files};
+use crate::files::Files;
 
 /// Blocks of the overlay: one mark each.
 pub(super) const BLOCK_BYTES: u64 = 4096;
 
-/// A layer, open.
+/// A layer, open to be written.
 #[derive(Debug)]
 pub(super) struct Layer {
     pub(super) dir: PathBuf,
     /// Block k at offset k * 4096; sparse.
-    pub(super) data: File,
-    pub(super) live: Live,
-    /// The data, to send from; None where the file system cannot map.
-    mapping: Option<MmapRaw>,
+    pub(super) data: Arc<Data>,
+    pub(super) live: Arc<Live>,
+}
+
+/// The highest layer of an overlay: made when something is written to it.
+#[derive(Debug)]
+pub(super) struct Top {
+    pub(super) number: u32,
+    layer: OnceLock<Layer>,
+    /// The journal that was begun with the layer, until the next flush takes
+    /// it.
+    pub(super) begun: Mutex<Option<Journal>>,
+}
+
+impl Top {
+    /// A top nothing was written to.
+    pub(super) fn fresh(number: u32) -> Top {
+        Top {
+            number,
+            layer: OnceLock::new(),
+            begun: Mutex::new(None),
+        }
+    }
+
+    /// A top that was found.
+    pub(super) fn found(number: u32, layer: Layer) -> Top {
+        let top = Top::fresh(number);
+        top.set(layer);
+        top
+    }
+
+    /// The layer, once something is written to it.
+    pub(super) fn layer(&self) -> Option<&Layer> {
+        self.layer.get()
+    }
+
+    /// From here on it is written; called once.
+    pub(super) fn set(&self, layer: Layer) {
+        let _ = self.layer.set(layer);
+    }
 }
 
 impl Layer {
-    /// Creates an empty layer, durable but for its name in `overlay_dir`.
+    /// Makes an empty layer, durable with its name, and begins its journal
+    /// where the mode keeps one.
     ///
-    /// Whatever an interrupted creation of the same number left is removed.
-    pub(super) fn create(
+    /// Whatever an interrupted attempt left under the number is removed.
+    pub(super) fn make(
         files: &Files,
         overlay_dir: &Path,
         number: u32,
@@ -43,16 +80,16 @@ impl Layer {
         data.set_len(blocks * BLOCK_BYTES)?;
         data.sync_data()?;
         let live = Live::create(files, &dir.join("live"), number, blocks)?;
-        let mut journal = Journal::new(&dir);
-        if mode == OverlayMode::Keep {
-            journal.checkpoint(files, &live, || Ok(()))?;
-        }
+        let journal = match mode {
+            OverlayMode::Keep => Journal::begin(files, &dir, blocks)?,
+            OverlayMode::Reset => Journal::none(&dir),
+        };
         files.sync_dir(&dir)?;
+        files.sync_dir(overlay_dir)?;
         let layer = Layer {
-            mapping: map(&data, blocks),
+            data: Arc::new(Data::of_top(data, blocks * BLOCK_BYTES)),
+            live: Arc::new(live),
             dir,
-            data,
-            live,
         };
         Ok((layer, journal))
     }
@@ -83,68 +120,43 @@ impl Layer {
     ) -> io::Result<Layer> {
         let dir = layer_dir(overlay_dir, number);
         let blocks = size_bytes.div_ceil(BLOCK_BYTES);
-        let (new, path) = (dir.join("live.new"), dir.join("live"));
-        match files.remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let live = Live::create(files, &new, number, blocks)?;
-        journal::replay(files, &dir, &live)?;
+        let new = dir.join("live.new");
+        let live = replayed(files, &dir, &new, number, blocks)?;
         // Only whole marks get the name; they need not be durable.
-        files.rename(&new, &path)?;
+        files.rename(&new, &dir.join("live"))?;
         Layer::over(files, dir, live)
     }
 
     fn over(files: &Files, dir: PathBuf, live: Live) -> io::Result<Layer> {
+        let bytes = live.block_count() * BLOCK_BYTES;
         let data = files.open_file(&dir.join("data"))?;
-        let length = data.inner().metadata()?.len();
-        if length != live.block_count() * BLOCK_BYTES {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} has {length} bytes", dir.join("data").display()),
-            ));
-        }
+        Data::check(&data, &dir, bytes)?;
         Ok(Layer {
-            mapping: map(&data, live.block_count()),
+            data: Arc::new(Data::of_top(data, bytes)),
+            live: Arc::new(live),
             dir,
-            data,
-            live,
         })
     }
+}
 
-    /// Where the data of a range lies, if it is mapped at all.
-    pub(super) fn address(&self, offset: u64) -> Option<*const u8> {
-        let offset = usize::try_from(offset).ok()?;
-        let mapping = self.mapping.as_ref()?;
-        Some(mapping.as_ptr().wrapping_add(offset))
+/// Marks in a new file at `new`, as checkpoint and log in `dir` say.
+pub(super) fn replayed(
+    files: &Files,
+    dir: &Path,
+    new: &Path,
+    number: u32,
+    block_count: u64,
+) -> io::Result<Live> {
+    match files.remove_file(new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
     }
-
-    /// Starts read-ahead of a range of the data.
-    pub(super) fn will_need(&self, offset: u64, bytes: u64) {
-        if let (Some(mapping), Ok(offset), Ok(bytes)) = (
-            &self.mapping,
-            usize::try_from(offset),
-            usize::try_from(bytes),
-        ) {
-            // Only advice: a refusal changes nothing.
-            let _ = mapping.advise_range(Advice::WillNeed, offset, bytes);
-        }
-    }
+    let live = Live::create(files, new, number, block_count)?;
+    journal::replay(files, dir, &live)?;
+    Ok(live)
 }
 
 /// Directory of a layer: its number, three digits or more.
 pub(super) fn layer_dir(overlay_dir: &Path, number: u32) -> PathBuf {
     overlay_dir.join(format!("{number:03}"))
-}
-
-fn map(data: &File, blocks: u64) -> Option<MmapRaw> {
-    let length = usize::try_from(blocks * BLOCK_BYTES).ok()?;
-    if length == 0 {
-        return None;
-    }
-    MmapOptions::new()
-        .len(length)
-        .map_raw_read_only(data.inner())
-        .inspect_err(|error| tracing::debug!(%error, "overlay data not mapped"))
-        .ok()
 }

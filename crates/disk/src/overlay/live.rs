@@ -18,6 +18,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +41,7 @@ const MAGIC: &[u8; 8] = b"DLOVLIVE";
 const WORD_BLOCKS: u64 = 32;
 
 /// The low bit of each mark of a word.
-const LOW_BITS: u64 = 0x5555_5555_5555_5555;
+const LOW_BITS: u64 = Live::LOW_BITS;
 
 /// Where the bytes of a block are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,9 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// The low bit of each mark of a word.
+    pub(super) const LOW_BITS: u64 = 0x5555_5555_5555_5555;
+
     /// Creates the file at `path` with every mark [`Mark::Below`], valid in
     /// the present boot of the kernel.
     pub(super) fn create(
@@ -105,12 +109,7 @@ impl Live {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        if file.inner().metadata()?.len() < bytes as u64 {
-            return Ok(None);
-        }
-        let mut found = [0; HEAD_BYTES];
-        file.read_exact_at(&mut found, 0)?;
-        if found != head(files.boot_id(), layer, block_count) {
+        if !is_current(files, file.inner(), layer, block_count)? {
             return Ok(None);
         }
         let mapping = MmapOptions::new().len(bytes).map_raw(file.inner())?;
@@ -129,6 +128,23 @@ impl Live {
             ));
         }
         Ok(Some(live))
+    }
+
+    /// The file at `path`, to read the marks of a layer that is not written any
+    /// more; `None` as for [`open`](Self::open).
+    pub(super) fn current(
+        files: &Files,
+        path: &Path,
+        layer: u32,
+        block_count: u64,
+    ) -> io::Result<Option<std::fs::File>> {
+        let file = std::fs::File::open(path)?;
+        Ok(is_current(files, &file, layer, block_count)?.then_some(file))
+    }
+
+    /// Where a page of marks lies in the file.
+    pub(super) fn page_at(page: u64) -> u64 {
+        HEAD_BYTES as u64 + page * 4096
     }
 
     /// How many blocks are marked.
@@ -231,6 +247,21 @@ impl Live {
         // through these atomics.
         unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), count) }
     }
+}
+
+/// Whether a file holds marks of the present boot of the kernel.
+fn is_current(
+    files: &Files,
+    file: &std::fs::File,
+    layer: u32,
+    block_count: u64,
+) -> io::Result<bool> {
+    if file.metadata()?.len() < file_bytes(block_count)? as u64 {
+        return Ok(false);
+    }
+    let mut found = [0; HEAD_BYTES];
+    file.read_exact_at(&mut found, 0)?;
+    Ok(found == head(files.boot_id(), layer, block_count))
 }
 
 fn head(boot_id: [u8; 16], layer: u32, block_count: u64) -> [u8; HEAD_BYTES] {

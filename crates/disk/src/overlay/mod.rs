@@ -23,15 +23,27 @@ use crate::{
     Space,
 };
 
+mod branch;
+mod calendar;
+mod data;
+mod frozen;
 mod head;
 mod journal;
 mod layer;
 mod live;
 mod lock;
+mod map;
+mod owners;
+mod point;
 pub(crate) mod rounds;
+mod stack;
 mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+
+pub use self::branch::{Origin, View};
+pub use self::calendar::thinning;
+pub use self::point::{COMMENT_BYTES_MAX, Note, POINTS_MAX, Point, PointId};
 
 /// What becomes of an overlay at the next boot generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +94,8 @@ pub struct Summary {
     pub base: BaseId,
     /// Its layers, lowest first.
     pub layers: Vec<u32>,
+    /// The most its layers may hold.
+    pub quota_bytes: Option<u64>,
 }
 
 /// What an overlay holds.
@@ -159,7 +173,8 @@ impl Overlay {
             mode: head.mode,
             generation: head.generation,
             base: head.base,
-            layers: head.layers,
+            layers: head.layers.iter().map(|layer| layer.number).collect(),
+            quota_bytes: head.quota_bytes,
         })
     }
 
@@ -192,6 +207,72 @@ impl Overlay {
         self.store
             .reset(&self.retired, generation)
             .map(Overlay::over)
+    }
+
+    /// Makes a restore point: flushes, and freezes what was written so far.
+    ///
+    /// Costs the same however much was written, and may come while the overlay
+    /// is in use: writes wait for the few syncs it takes, reads for nothing.
+    /// What a point of a `reset` overlay promises is what its mode promises.
+    pub fn point(&self, note: Note) -> Result<Point, OpenError> {
+        self.store.point(&self.retired, note)
+    }
+
+    /// The restore points of the overlay in `dir`, oldest first; neither opens
+    /// nor locks it.
+    pub fn points(dir: &Path) -> Result<Vec<Point>, OpenError> {
+        branch::points(dir)
+    }
+
+    /// Whether anything was written since the newest restore point.
+    pub fn has_changed(&self) -> bool {
+        self.store.has_changed()
+    }
+
+    /// Takes restore points away: durably at once, then their layers are
+    /// merged with those above. That copies what the smaller of two holds, so
+    /// it is for a thread that may take its time; reads and writes go on
+    /// meanwhile, and [`tend`](Self::tend) goes on with what was interrupted.
+    ///
+    /// Points that are gone already are passed over. Layers that another
+    /// overlay stands on too stay as they are.
+    pub fn drop_points(&self, points: &[PointId]) -> Result<(), OpenError> {
+        self.store.drop_points(&self.retired, points)
+    }
+
+    /// What can wait: gives the files back that a frozen layer needs no more,
+    /// goes on with merges, lets go of what readers may have held. For a
+    /// background thread, after restore points came or went.
+    pub fn tend(&self) -> Result<(), OpenError> {
+        self.store.tend(&self.retired)
+    }
+
+    /// Makes in `dir` a new overlay that begins where the overlay in `source`
+    /// was at a restore point; not opened. The source may be in use.
+    ///
+    /// The layers are shared, the restore points up to `at` with them: whatever
+    /// becomes of the one overlay, the other goes on. A `keep` branch of a
+    /// `reset` overlay makes what it stands on durable, which takes a while.
+    pub fn branch(
+        source: &Path,
+        at: PointId,
+        dir: &Path,
+        mode: OverlayMode,
+        generation: u64,
+    ) -> Result<(), OpenError> {
+        branch::branch(&real_files()?, source, at, dir, mode, generation)
+    }
+
+    /// The overlay in `dir` as it was at a restore point, to be read, also
+    /// while it is in use; or as it is now, which locks it.
+    pub fn view(
+        dir: &Path,
+        at: Option<PointId>,
+        base: SharedDisk,
+        base_id: BaseId,
+    ) -> Result<View, OpenError> {
+        let below = Below::new(base, base_id)?;
+        View::open(real_files()?, dir, at, below)
     }
 
     /// What becomes of it at the next boot generation.
@@ -279,7 +360,7 @@ impl Disk for Overlay {
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        self.store.read(offset, buffer)
+        self.store.disk.read(offset, buffer)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
@@ -301,7 +382,7 @@ impl Disk for Overlay {
         bytes: u64,
         segments: &mut Vec<Segment<'a>>,
     ) -> Result<bool, DiskError> {
-        self.store.segments(offset, bytes, segments)
+        self.store.disk.segments(offset, bytes, segments)
     }
 
     fn space(&self) -> Option<Space> {
@@ -309,11 +390,11 @@ impl Disk for Overlay {
     }
 
     fn extent(&self, offset: u64, bytes: u64) -> Result<Extent, DiskError> {
-        self.store.extent(offset, bytes)
+        self.store.disk.extent(offset, bytes)
     }
 
     fn will_need(&self, offset: u64, bytes: u64) {
-        self.store.will_need(offset, bytes);
+        self.store.disk.will_need(offset, bytes);
     }
 }
 

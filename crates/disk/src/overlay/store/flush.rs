@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::super::OverlayMode;
 use super::super::journal::{Journal, Run, StepError};
-use super::super::layer::BLOCK_BYTES;
+use super::super::layer::{BLOCK_BYTES, Layer};
 use super::super::live::{GROUP_BLOCKS, Mark};
 use super::Store;
 use crate::DiskError;
@@ -63,11 +63,14 @@ impl Store {
             OverlayMode::Keep => self.rounds.join(|| self.round()),
             // Nothing to make durable; but data the kernel could not write
             // back would be lost without a word.
-            OverlayMode::Reset => self
-                .layer
-                .data
-                .writeback_error()
-                .map_err(|error| self.health.sync_failed(self.context("writing back"), error)),
+            OverlayMode::Reset => {
+                match self.disk.stack().top.layer() {
+                    None => Ok(()),
+                    Some(top) => top.data.file.writeback_error().map_err(|error| {
+                        self.health.sync_failed(self.context("writing back"), error)
+                    }),
+                }
+            }
         }
     }
 
@@ -75,18 +78,48 @@ impl Store {
     fn round(&self) -> Result<(), DiskError> {
         let mut journal = self.journal();
         self.health.check()?;
+        let stack = self.disk.stack();
+        let Some(top) = stack.top.layer() else {
+            return Ok(());
+        };
+        let durable = self.make_durable(&mut journal, top)?;
+        self.punch_durable(top, durable);
+        if journal.wants_checkpoint() && journal.has_records() {
+            // The flush is done; lack of space only makes the log longer.
+            match self.checkpoint(&mut journal, top) {
+                Err(DiskError::NoSpace(reason)) => no_checkpoint(&reason),
+                answer => answer?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all marks durable that are pending, and answers which they were.
+    pub(super) fn make_durable(
+        &self,
+        journal: &mut Journal,
+        top: &Layer,
+    ) -> Result<Pending, DiskError> {
         // In this order: a write syncs, marks, pends. A mark that is taken here
         // is one whose data was written before `unsynced` is asked, so either
         // this `fdatasync` covers it or an earlier one has.
         let taken = std::mem::take(&mut *self.pending());
         if taken.everything || (!taken.is_empty() && !journal.takes_records()) {
-            return self.checkpoint(&mut journal, taken);
+            let answer = self.checkpoint(journal, top);
+            if let Err(DiskError::NoSpace(_)) = answer {
+                self.pending().restore(taken);
+                return answer.map(|()| Pending::default());
+            }
+            return answer.map(|()| taken);
         }
         if self.unsynced.swap(false, Ordering::AcqRel) {
-            self.sync_data()?;
+            top.data
+                .file
+                .sync_data()
+                .map_err(|error| self.health.sync_failed(self.context("flushing"), error))?;
         }
         if taken.is_empty() {
-            return Ok(());
+            return Ok(taken);
         }
         if let Err(error) = journal.append(&taken.runs) {
             self.pending().restore(taken);
@@ -98,60 +131,31 @@ impl Store {
             self.health
                 .sync_failed(self.context("flushing the log of"), error)
         })?;
-        self.punch_zeroed(taken.runs);
-        if journal.wants_checkpoint() {
-            // The flush is done; lack of space only makes the log longer.
-            match self.checkpoint(&mut journal, Pending::default()) {
-                Err(DiskError::NoSpace(reason)) => no_checkpoint(&reason),
-                answer => answer?,
-            }
-        }
-        Ok(())
+        Ok(taken)
     }
 
-    /// Writes a checkpoint in place of a record of `taken`.
-    pub(super) fn checkpoint(
-        &self,
-        journal: &mut Journal,
-        taken: Pending,
-    ) -> Result<(), DiskError> {
-        let answer = journal.checkpoint(&self.files, &self.layer.live, || {
+    /// Writes a checkpoint: all marks there are.
+    pub(super) fn checkpoint(&self, journal: &mut Journal, top: &Layer) -> Result<(), DiskError> {
+        let context = || self.context("writing a checkpoint of");
+        let answer = journal.checkpoint(&self.files, &top.live, || {
             self.unsynced.store(false, Ordering::Release);
-            self.layer.data.sync_data()
+            top.data.file.sync_data()
         });
         match answer {
-            Ok(()) => {
-                if taken.everything {
-                    self.punch_what_is_not_own(0..self.layer.live.block_count());
-                } else {
-                    self.punch_zeroed(taken.runs);
-                }
-                Ok(())
-            }
-            Err(StepError::Abandoned(error)) => {
-                self.pending().restore(taken);
-                Err(self
-                    .health
-                    .write_failed(self.context("writing a checkpoint of"), error))
-            }
-            Err(StepError::Failed(error)) => Err(self
-                .health
-                .sync_failed(self.context("writing a checkpoint of"), error)),
+            Ok(()) => Ok(()),
+            Err(StepError::Abandoned(error)) => Err(self.health.write_failed(context(), error)),
+            Err(StepError::Failed(error)) => Err(self.health.sync_failed(context(), error)),
         }
     }
 
-    fn sync_data(&self) -> Result<(), DiskError> {
-        self.layer
-            .data
-            .sync_data()
-            .map_err(|error| self.health.sync_failed(self.context("flushing"), error))
-    }
-
-    /// Gives back the space of blocks that are durably zero.
-    fn punch_zeroed(&self, runs: Vec<Run>) {
-        for run in runs {
+    /// Gives back the space of blocks that are durably not ours.
+    fn punch_durable(&self, top: &Layer, durable: Pending) {
+        if durable.everything {
+            self.punch_what_is_not_own(top, 0..top.live.block_count());
+        }
+        for run in durable.runs {
             if run.mark == Mark::Zero {
-                self.punch_what_is_not_own(run.blocks);
+                self.punch_what_is_not_own(top, run.blocks);
             }
         }
     }
@@ -162,16 +166,16 @@ impl Store {
     /// A write may have come since the marks were made durable, and a late
     /// punch would destroy it: so it is looked again under the blocks' lock.
     /// Lets be what the file system refuses; the marks say what is read.
-    fn punch_what_is_not_own(&self, blocks: Range<u64>) {
+    fn punch_what_is_not_own(&self, top: &Layer, blocks: Range<u64>) {
         let end = blocks.end * BLOCK_BYTES;
         let mut at = blocks.start * BLOCK_BYTES;
         while at < end {
             // Most of a large range takes no space, and needs no punch.
-            let found = match self.layer.data.next_data(at..end) {
+            let found = match top.data.file.next_data(at..end) {
                 Ok(Some(found)) => found,
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::debug!(dir = %self.dir.display(), %error, "holes not punched");
+                    tracing::debug!(dir = %self.dir().display(), %error, "holes not punched");
                     return;
                 }
             };
@@ -182,9 +186,9 @@ impl Store {
                 let group_end = ((group + 1) * GROUP_BLOCKS).min(last);
                 let _stripe = self.stripe(group);
                 while block < group_end {
-                    let (mark, run_end) = self.layer.live.run(block, group_end);
+                    let (mark, run_end) = top.live.run(block, group_end);
                     if mark != Mark::Own {
-                        self.punch(block..run_end);
+                        self.punch(top, block..run_end);
                     }
                     block = run_end;
                 }
@@ -193,11 +197,11 @@ impl Store {
         }
     }
 
-    pub(super) fn punch(&self, blocks: Range<u64>) {
+    pub(super) fn punch(&self, top: &Layer, blocks: Range<u64>) {
         let offset = blocks.start * BLOCK_BYTES;
         let bytes = (blocks.end - blocks.start) * BLOCK_BYTES;
-        if let Err(error) = self.layer.data.punch_hole(offset, bytes) {
-            tracing::debug!(dir = %self.dir.display(), %error, "hole not punched");
+        if let Err(error) = top.data.file.punch_hole(offset, bytes) {
+            tracing::debug!(dir = %self.dir().display(), %error, "hole not punched");
         }
     }
 }

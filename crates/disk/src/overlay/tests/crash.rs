@@ -89,7 +89,7 @@ impl Subject for OverlayOf {
 
     fn judge(&self, found: &Found<Self>, lost: bool) -> Result<(), String> {
         let said = found.disk.host_loss() == HostLoss::LostWrites;
-        match (lost || self.is_volatile()) && !said {
+        match lost && !said {
             true => Err("answered writes are gone, and nobody says so".into()),
             false => Ok(()),
         }
