@@ -29,8 +29,9 @@ pub(crate) enum Op {
     Reserve(Node, u64),
     /// A file's contents, or a directory's names, made durable.
     Sync(Node),
-    /// A sync that failed: what it was to make durable no later one will, for
-    /// the kernel takes the pages for clean.
+    /// A file's sync that failed: what it was to make durable no later one will,
+    /// for the kernel takes the pages for clean. Names are no pages: they stay
+    /// to be synced.
     SyncFailed(Node),
     /// A question about writeback; changes nothing.
     WritebackError,
@@ -243,9 +244,14 @@ impl Recorder {
             && let Err(error) = hook(&op, about)
         {
             // It is not done, so it has not happened.
-            self.state().events[event].op = match op {
+            let mut state = self.state();
+            state.events[event].op = match op {
                 // Of a death, which no system said, the kernel knows nothing.
-                Op::Sync(node) if error.raw_os_error().is_some() => Op::SyncFailed(node),
+                Op::Sync(node)
+                    if error.raw_os_error().is_some() && !state.names.contains_key(&node) =>
+                {
+                    Op::SyncFailed(node)
+                }
                 _ => Op::Tick,
             };
             return Err(error);

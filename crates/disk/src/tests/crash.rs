@@ -10,12 +10,14 @@ use std::path::Path;
 use crate::files::Files;
 use crate::{Disk, DiskError, OpenError};
 
+mod faults;
 mod formats;
 mod history;
 mod site;
 mod states;
 mod workload;
 
+pub(crate) use faults::{BROKEN, FULL, fail_everywhere};
 pub(crate) use history::{IMAGE, SECTOR, ZEROS, sector_of};
 pub(crate) use site::{Found, Site, is_sync_of, scratch};
 pub(crate) use workload::die_everywhere;

@@ -8,8 +8,8 @@ use super::super::*;
 use crate::Ram;
 use crate::files::recorder::{Op, Recorder};
 use crate::tests::crash::{
-    Dice, Found, IMAGE, SECTOR, Site, Subject, ZEROS, die_everywhere, is_sync_of, scratch,
-    sector_of,
+    Dice, Found, IMAGE, SECTOR, Site, Subject, ZEROS, die_everywhere, fail_everywhere, is_sync_of,
+    scratch, sector_of,
 };
 
 mod faults;

@@ -30,8 +30,10 @@ fn reopen<S: Subject>(site: &Site<S>, dice: &mut Dice) -> Result<(), DiskError> 
     if dice.below(2) == 0 {
         site.flush()?;
     }
-    site.reopen()
-        .map_err(|error| DiskError::Failed(error.to_string()))
+    site.reopen().map_err(|error| match error {
+        OpenError::Disk(error) => error,
+        other => DiskError::Failed(other.to_string()),
+    })
 }
 
 /// A VHD of some kind, in the file `disk.vhd`.
@@ -127,7 +129,7 @@ impl Subject for VhdOf {
 }
 
 mod vhd_files {
-    use super::super::die_everywhere;
+    use super::super::{BROKEN, FULL, die_everywhere, fail_everywhere};
     use super::*;
 
     #[test]
@@ -138,5 +140,18 @@ mod vhd_files {
     #[test]
     fn answered_is_there_after_a_death_at_any_step_of_a_differencing_vhd() {
         die_everywhere(&VhdOf::differencing(), 1, 40, 5);
+    }
+
+    #[test]
+    fn a_vhd_that_is_refused_space_says_so_and_goes_on() {
+        fail_everywhere(&VhdOf(NewFormat::VhdDynamic), FULL, 1, 30, 1);
+        fail_everywhere(&VhdOf::differencing(), FULL, 2, 30, 2);
+    }
+
+    #[test]
+    fn a_vhd_on_a_broken_medium_fails_rather_than_lies() {
+        fail_everywhere(&VhdOf(NewFormat::VhdDynamic), BROKEN, 1, 30, 1);
+        fail_everywhere(&VhdOf::differencing(), BROKEN, 2, 30, 2);
+        fail_everywhere(&VhdOf(NewFormat::VhdFixed), BROKEN, 3, 30, 2);
     }
 }

@@ -95,6 +95,12 @@ impl<S: Subject> Site<S> {
         }))
     }
 
+    /// Whether there is one: after a death it may refuse to be opened.
+    pub(crate) fn is_open(&self) -> bool {
+        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        disk.is_some()
+    }
+
     pub(crate) fn disk(&self) -> Arc<S::Disk> {
         let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
         disk.clone().expect("the disk is open")

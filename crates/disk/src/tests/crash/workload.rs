@@ -101,16 +101,21 @@ fn flush_interrupted<S: Subject>(
 fn quiet_work<S: Subject>(site: &Site<S>, seed: u64, steps: usize) -> Result<(), DiskError> {
     let mut dice = Dice(seed);
     for _ in 0..steps {
-        let first = dice.below(site.sectors());
-        let count = [1, 3, 8, 16, 60][dice.below(5)];
-        match dice.below(10) {
-            0..=4 => site.write(first, count)?,
-            5..=6 => site.unmap(first / 8 * 8, count.next_multiple_of(8))?,
-            7 => site.subject.act(site, &mut dice)?,
-            _ => site.flush()?,
-        }
+        step(site, &mut dice)?;
     }
     site.close()
+}
+
+/// One step of it.
+pub(super) fn step<S: Subject>(site: &Site<S>, dice: &mut Dice) -> Result<(), DiskError> {
+    let first = dice.below(site.sectors());
+    let count = [1, 3, 8, 16, 60][dice.below(5)];
+    match dice.below(10) {
+        0..=4 => site.write(first, count),
+        5..=6 => site.unmap(first / 8 * 8, count.next_multiple_of(8)),
+        7 => site.subject.act(site, dice),
+        _ => site.flush(),
+    }
 }
 
 /// Random work of several threads on all of the disk.

@@ -1,6 +1,19 @@
 //! Syncs that fail, space that runs out, damage.
 
 use super::*;
+use crate::tests::crash::{BROKEN, FULL};
+
+#[test]
+fn an_overlay_that_is_refused_space_says_so_and_goes_on() {
+    fail_everywhere(&OverlayOf(OverlayMode::Keep), FULL, 1, 40, 1);
+    fail_everywhere(&OverlayOf(OverlayMode::Reset), FULL, 2, 40, 2);
+}
+
+#[test]
+fn an_overlay_on_a_broken_medium_fails_rather_than_lies() {
+    fail_everywhere(&OverlayOf(OverlayMode::Keep), BROKEN, 1, 40, 1);
+    fail_everywhere(&OverlayOf(OverlayMode::Reset), BROKEN, 2, 40, 2);
+}
 
 #[test]
 fn a_failed_sync_is_a_failed_overlay_for_good() {
