@@ -7,6 +7,8 @@ use super::*;
 use crate::NewFormat;
 use crate::contract::Subject;
 
+mod judges;
+
 const MIB: u64 = 1 << 20;
 
 /// A directory in which files are made, opened and killed.
@@ -30,14 +32,25 @@ impl Site {
 
     /// A fresh file with blocks of 1 MiB.
     fn create(&self, name: &str, format: NewFormat, size_bytes: u64, sector: u32) -> Vhdx {
+        self.create_in_blocks(name, &format, size_bytes, sector, 1 << 20)
+    }
+
+    fn create_in_blocks(
+        &self,
+        name: &str,
+        format: &NewFormat,
+        size_bytes: u64,
+        sector: u32,
+        block_bytes: u32,
+    ) -> Vhdx {
         let path = self.path(name);
         let _ = std::fs::remove_file(&path);
         let new = NewDisk {
-            format,
+            format: format.clone(),
             size_bytes,
             logical_block_bytes: sector,
         };
-        Vhdx::create_with(&self.files, &path, &new, 1 << 20).unwrap()
+        Vhdx::create_with(&self.files, &path, &new, block_bytes).unwrap()
     }
 
     fn open(&self, name: &str, access: Access) -> Vhdx {
