@@ -47,7 +47,7 @@ mod region;
 mod source;
 mod space;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod volatile;
 mod windows;
 mod write;

@@ -1,6 +1,6 @@
 //! VHDX against the contract, and with the death of its process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::*;
@@ -70,6 +70,23 @@ impl Site {
             parent: self.path("parent.vhdx"),
         }
     }
+}
+
+/// Holds a file against itself, as it is after a loss of power: whatever a
+/// reader checks, and that the two region tables agree.
+pub(crate) fn check(path: &Path) -> Result<(), String> {
+    let files = Files::real().unwrap().in_another_boot();
+    let opening = Opening::new(Access::ReadOnly);
+    let disk = Vhdx::open_on(&files, path, &opening).map_err(|error| error.to_string())?;
+    let tables = region::COPIES.map(|at| {
+        let mut table = vec![0; region::TABLE_BYTES];
+        disk.source.read_exact_at(&mut table, at).unwrap();
+        table
+    });
+    if tables[0] != tables[1] {
+        return Err("the region tables differ".to_owned());
+    }
+    Ok(())
 }
 
 fn contents(disk: &dyn Disk) -> Vec<u8> {

@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::{Dice, IMAGE, Site, Subject, ZEROS, scratch, sector_of};
+use super::{Dice, IMAGE, SECTOR, Site, Subject, ZEROS, scratch, sector_of};
 use crate::files::Files;
 use crate::vhd::{self, Vhd};
+use crate::vhdx::{self, Vhdx};
 use crate::{Access, Disk, DiskError, NewDisk, NewFormat, OpenError, Opening};
 
 /// Sectors on either side of a border between two blocks.
@@ -125,6 +126,114 @@ impl Subject for VhdOf {
 
     fn check(&self, root: &Path) -> Result<(), String> {
         vhd::check(&root.join(Self::NAME), &Self::opening())
+    }
+}
+
+/// A VHDX of some kind, in the file `disk.vhdx`; a differencing one lies on
+/// `parent.vhdx`.
+#[derive(Clone)]
+pub(crate) enum VhdxOf {
+    Fixed,
+    Dynamic,
+    Differencing,
+}
+
+impl VhdxOf {
+    const BLOCK_SECTORS: usize = (1 << 20) / SECTOR;
+    /// The last block is short, so that all of it is worked on: it comes and
+    /// goes.
+    const LAST: Range<usize> = 4 * Self::BLOCK_SECTORS..4 * Self::BLOCK_SECTORS + 40;
+    const NAME: &str = "disk.vhdx";
+
+    fn make(files: &Files, path: &Path, format: NewFormat) -> Result<Vhdx, OpenError> {
+        let new = NewDisk {
+            format,
+            size_bytes: (Self::LAST.end * SECTOR) as u64,
+            logical_block_bytes: 512,
+        };
+        let block_bytes = u32::try_from(Self::BLOCK_SECTORS * SECTOR).unwrap();
+        Vhdx::create_with(files, path, &new, block_bytes)
+    }
+}
+
+impl Subject for VhdxOf {
+    type Disk = Vhdx;
+
+    fn places(&self) -> Vec<Range<usize>> {
+        let mut places = places_of(Self::LAST.start, Self::BLOCK_SECTORS, &[1, 2]);
+        places.push(Self::LAST);
+        places
+    }
+
+    fn create(&self, files: &Files, root: &Path) -> Result<Vhdx, OpenError> {
+        let format = match self {
+            VhdxOf::Fixed => NewFormat::VhdxFixed,
+            VhdxOf::Dynamic => NewFormat::VhdxDynamic,
+            VhdxOf::Differencing => {
+                let path = root.join("parent.vhdx");
+                let parent = Self::make(files, &path, NewFormat::VhdxDynamic)?;
+                for place in self.places() {
+                    let offset = (place.start * SECTOR) as u64;
+                    let image: Vec<u8> = place.flat_map(|n| sector_of(IMAGE, n)).collect();
+                    parent.write(offset, &image)?;
+                }
+                parent.close()?;
+                NewFormat::VhdxDifferencing { parent: path }
+            }
+        };
+        let disk = Self::make(files, &root.join(Self::NAME), format)?;
+        disk.forsake();
+        Ok(disk)
+    }
+
+    fn open(&self, files: &Files, root: &Path) -> Result<Vhdx, OpenError> {
+        let opening = Opening::new(Access::ReadWrite);
+        let disk = Vhdx::open_on(files, &root.join(Self::NAME), &opening)?;
+        disk.forsake();
+        Ok(disk)
+    }
+
+    fn untouched(&self) -> u32 {
+        match self {
+            VhdxOf::Differencing => IMAGE,
+            VhdxOf::Fixed | VhdxOf::Dynamic => ZEROS,
+        }
+    }
+
+    fn act(&self, site: &Site<Self>, dice: &mut Dice) -> Result<(), DiskError> {
+        let last = site.sectors() - Self::LAST.len();
+        match dice.below(4) {
+            0 | 1 => site.unmap(last, Self::LAST.len()),
+            2 => site.write(last, Self::LAST.len()),
+            _ => reopen(site, dice),
+        }
+    }
+
+    fn close(&self, disk: &Vhdx) -> Result<(), DiskError> {
+        disk.close()
+    }
+
+    fn takes_writes_in_a_flush(&self) -> bool {
+        true
+    }
+
+    fn check(&self, root: &Path) -> Result<(), String> {
+        vhdx::tests::check(&root.join(Self::NAME))
+    }
+}
+
+mod vhdx_files {
+    use super::super::die_everywhere;
+    use super::*;
+
+    #[test]
+    fn answered_is_there_after_a_death_at_any_step_of_a_dynamic_vhdx() {
+        die_everywhere(&VhdxOf::Dynamic, 1, 30, 7);
+    }
+
+    #[test]
+    fn answered_is_there_after_a_death_at_any_step_of_a_differencing_vhdx() {
+        die_everywhere(&VhdxOf::Differencing, 2, 30, 7);
     }
 }
 

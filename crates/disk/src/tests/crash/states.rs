@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::formats::VhdOf;
+use super::formats::{VhdOf, VhdxOf};
 use super::{Dice, Site, Subject, die_at, work, work_together};
 use crate::NewFormat;
 use crate::overlay::OverlayMode;
@@ -40,6 +40,9 @@ fn kinds() -> Vec<Kind> {
         kind("vhd-dynamic", VhdOf(NewFormat::VhdDynamic)),
         kind("vhd-differencing", VhdOf::differencing()),
         kind("vhd-fixed", VhdOf(NewFormat::VhdFixed)),
+        kind("vhdx-dynamic", VhdxOf::Dynamic),
+        kind("vhdx-fixed", VhdxOf::Fixed),
+        kind("vhdx-differencing", VhdxOf::Differencing),
     ]
 }
 
