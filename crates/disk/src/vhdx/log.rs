@@ -4,8 +4,8 @@
 //! Reading follows the specification: any ring of entries, whoever wrote it.
 //! What we write is a special case of it. Each entry is a sequence of its own
 //! (its tail is itself), because the one before it is durable in place by
-//! then; two places take turns, so that the entry that counts is never
-//! written over. The rest of the log belongs to [`volatile`](super::volatile).
+//! then; two places take turns, so that there is a whole entry at any moment: a
+//! log GUID without one is a damaged file to some readers. The rest of the log belongs to [`volatile`](super::volatile).
 
 use std::collections::BTreeMap;
 

@@ -223,8 +223,11 @@ impl Subject for VhdxOf {
 }
 
 mod vhdx_files {
-    use super::super::die_everywhere;
+    use std::sync::Arc;
+
+    use super::super::{die_everywhere, is_sync_of};
     use super::*;
+    use crate::files::recorder::Op;
 
     #[test]
     fn answered_is_there_after_a_death_at_any_step_of_a_dynamic_vhdx() {
@@ -234,6 +237,58 @@ mod vhdx_files {
     #[test]
     fn answered_is_there_after_a_death_at_any_step_of_a_differencing_vhdx() {
         die_everywhere(&VhdxOf::Differencing, 2, 30, 7);
+    }
+
+    /// The last block, written and durable; where it begins, and a sector that
+    /// lies as far in a block that nobody has written.
+    fn with_a_last_block() -> (Arc<Site<VhdxOf>>, usize, usize) {
+        let site = Site::new(VhdxOf::Dynamic);
+        let last = site.sectors() - VhdxOf::LAST.len();
+        site.write(last, VhdxOf::LAST.len()).unwrap();
+        site.flush().unwrap();
+        // Behind the middle of the second border.
+        (site, last, 40 + 24 + 12 + 8)
+    }
+
+    #[test]
+    fn room_is_given_to_others_only_once_its_block_is_durably_gone() {
+        let (site, last, fresh) = with_a_last_block();
+        site.unmap(last, VhdxOf::LAST.len()).unwrap();
+        site.write(fresh, 4).unwrap();
+        for moment in [site.recorder.moment() - 1, site.recorder.moment()] {
+            site.lose_power_variously(moment, 3, 30);
+        }
+    }
+
+    #[test]
+    fn a_late_hole_destroys_nothing_that_came_after() {
+        let (site, last, fresh) = with_a_last_block();
+        site.unmap(last, VhdxOf::LAST.len()).unwrap();
+        let punches = |op: &Op, _: &str| matches!(op, Op::Punch(..));
+        site.interrupt(punches, move |site| site.write(fresh, 4).unwrap());
+        site.flush().unwrap();
+        site.recorder.clear_hook();
+        site.check_answered().unwrap();
+        assert!(
+            site.holds(fresh, site.history().newest()),
+            "nothing was punched"
+        );
+    }
+
+    #[test]
+    fn a_note_whose_data_came_after_the_sync_waits_for_the_next_flush() {
+        let (site, last, fresh) = with_a_last_block();
+        site.write(last, 1).unwrap();
+        site.unmap(last, VhdxOf::LAST.len()).unwrap();
+        let syncs = |op: &Op, name: &str| is_sync_of(op, name, VhdxOf::NAME);
+        site.interrupt(syncs, move |site| site.write(fresh, 4).unwrap());
+        let begun = site.recorder.moment();
+        site.flush().unwrap();
+        site.recorder.clear_hook();
+        for moment in begun..=site.recorder.moment() {
+            site.lose_power_variously(moment, 5, 3);
+        }
+        site.check_answered().unwrap();
     }
 }
 
