@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::formats::{Opening, open};
 use crate::probe::{Format, probe};
-use crate::{Access, Disk, Geometry, OpenError, qcow2, vhd};
+use crate::{Access, Disk, Geometry, OpenError, qcow2, vhd, vhdx};
 
 /// What a disk file is and holds.
 #[derive(Clone, Debug)]
@@ -49,6 +49,7 @@ pub fn describe(path: &Path, opening: &Opening) -> Result<Description, OpenError
     };
     match format {
         Format::Vhd(_) => Ok(vhd::open(path, &opening)?.describe()),
+        Format::Vhdx => Ok(vhdx::open(path, &opening)?.describe()),
         Format::Qcow2 => Ok(qcow2::open(path, &opening)?.describe()),
         other => {
             let disk = open(path, &opening)?;

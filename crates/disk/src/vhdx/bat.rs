@@ -228,15 +228,24 @@ impl Bat {
         self.region.offset + entry * 8
     }
 
-    /// Checks every entry, and takes the space of every block; the number of
-    /// payload blocks that are stored.
+    /// How many blocks are stored in the file.
+    pub(super) fn stored_blocks(&self, layout: &Layout) -> u64 {
+        let is_stored = |&block: &u64| {
+            matches!(
+                self.state(layout, block),
+                State::Full(_) | State::Partial(_)
+            )
+        };
+        (0..layout.blocks()).filter(is_stored).count() as u64
+    }
+
+    /// Checks every entry, and takes the space of every block.
     pub(super) fn check(
         &self,
         source: &Source,
         layout: &Layout,
         space: &mut Space,
-    ) -> Result<u64, OpenError> {
-        let mut stored = 0;
+    ) -> Result<(), OpenError> {
         for (page, words) in (0_u64..).zip(&self.pages) {
             let Some(words) = words.get() else { continue };
             for (word, value) in (0_u64..).zip(words.iter()) {
@@ -245,10 +254,10 @@ impl Bat {
                 if value == 0 || entry >= layout.entries() {
                     continue;
                 }
-                stored += self.check_entry(source, layout, space, entry, value)?;
+                self.check_entry(source, layout, space, entry, value)?;
             }
         }
-        Ok(stored)
+        Ok(())
     }
 
     fn check_entry(
@@ -258,7 +267,7 @@ impl Bat {
         space: &mut Space,
         entry: u64,
         value: u64,
-    ) -> Result<u64, OpenError> {
+    ) -> Result<(), OpenError> {
         let refused = |reason: String| {
             let reason = format!("entry {entry} is {value:#x}: {reason}");
             Err(source.malformed("BAT entry", self.place_of(entry), reason))
@@ -266,7 +275,7 @@ impl Bat {
         let Some(state) = State::parse(value) else {
             return refused(format!("state {} is reserved", value & 7));
         };
-        let (bytes, used, is_block) = match layout.owner_of(entry) {
+        let (bytes, used) = match layout.owner_of(entry) {
             Owner::Block(block) if block < layout.blocks() => {
                 if let State::Partial(_) = state {
                     let chunk = block / layout.ratio();
@@ -280,19 +289,19 @@ impl Bat {
                         ));
                     }
                 }
-                (layout.block_bytes, layout.bytes_of(block), 1)
+                (layout.block_bytes, layout.bytes_of(block))
             }
             Owner::Bitmap(chunk) if layout.has_parent && chunk < layout.chunks() => {
                 if !matches!(state, State::Full(_) | State::NotPresent) {
                     return refused("a sector bitmap is present or not".to_owned());
                 }
-                (BITMAP_BYTES, BITMAP_BYTES, 0)
+                (BITMAP_BYTES, BITMAP_BYTES)
             }
             // Nobody's: what stands there means nothing.
-            Owner::Block(_) | Owner::Bitmap(_) => return Ok(0),
+            Owner::Block(_) | Owner::Bitmap(_) => return Ok(()),
         };
         let (State::Full(offset) | State::Partial(offset)) = state else {
-            return Ok(0);
+            return Ok(());
         };
         let end = offset.checked_add(used);
         if offset < 1 << 20 || end.is_none_or(|end| end > source.length()) {
@@ -306,6 +315,6 @@ impl Bat {
                 "what lies at {offset} belongs to something else too"
             ));
         }
-        Ok(is_block)
+        Ok(())
     }
 }

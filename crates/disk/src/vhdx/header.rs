@@ -150,6 +150,18 @@ impl Headers {
     }
 }
 
+/// The program that made the file, as its identifier says.
+pub(super) fn creator(source: &Source) -> Option<String> {
+    let mut name = [0; 512];
+    source.read_exact_at(&mut name, 8).ok()?;
+    let units = name.chunks_exact(2).map(|unit| u16_at(unit, 0));
+    let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
+    let name = String::from_utf16_lossy(&units);
+    // It may say anything, and an operator's terminal is to show it.
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    (!name.is_empty()).then_some(name)
+}
+
 /// Writes identifier and both headers of a new file.
 pub(super) fn create(file: &File, header: &Header) -> std::io::Result<()> {
     let mut identifier = [0; 520];

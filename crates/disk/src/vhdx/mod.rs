@@ -27,10 +27,11 @@ use self::write::Content;
 use crate::files::Files;
 use crate::health::{Health, trouble};
 use crate::overlay::rounds::Rounds;
+use crate::probe::Format;
 use crate::zeros::zeros;
 use crate::{
-    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, NewDisk, OpenError, Opening,
-    Segment, SharedDisk, Space, files, range,
+    Access, Allocation, Description, Disk, DiskError, Durability, Extent, Geometry, NewDisk,
+    OpenError, Opening, Segment, SharedDisk, Space, files, range,
 };
 
 mod bat;
@@ -246,6 +247,35 @@ impl Vhdx {
                 trouble(self.source.context("reading"), error)
             }
         })
+    }
+
+    /// What the file says of itself.
+    pub(crate) fn describe(&self) -> Description {
+        let kind = match (self.metadata.is_fixed, &self.parent) {
+            (_, Some(_)) => "differencing",
+            (true, None) => "fixed",
+            (false, None) => "dynamic",
+        };
+        let mut notes = Vec::new();
+        if self.source.is_patched() {
+            let note = "its log waits to be replayed: the next writer does it";
+            notes.push(note.to_owned());
+        }
+        let block_bytes = self.layout.block_bytes;
+        let is_dynamic = !self.metadata.is_fixed;
+        Description {
+            format: Format::Vhdx,
+            name: format!("{kind} VHDX"),
+            geometry: self.geometry(),
+            stored_bytes: self.space().map(|space| space.used_bytes),
+            unit_bytes: is_dynamic.then_some(block_bytes),
+            allocated_bytes: is_dynamic.then(|| self.bat.stored_blocks(&self.layout) * block_bytes),
+            uuid: Some(self.metadata.disk_id.to_bytes_le()),
+            creator: header::creator(&self.source),
+            created_unix_seconds: None,
+            parents: self.parent.as_ref().map_or(Vec::new(), |p| p.paths.clone()),
+            notes,
+        }
     }
 
     fn writable(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {

@@ -7,6 +7,8 @@ use super::*;
 use crate::NewFormat;
 use crate::contract::Subject;
 
+mod chain;
+mod hostile;
 mod judges;
 
 const MIB: u64 = 1 << 20;
@@ -197,4 +199,57 @@ fn a_killed_writer_loses_nothing_to_a_reader_that_writes_nothing() {
     let writer = site.open("disk.vhdx", Access::ReadWrite);
     assert!(contents(&writer) == expected);
     assert!(writer.journal.log().headers.current.log.is_nil());
+}
+
+#[test]
+fn a_file_is_described_by_what_it_says() {
+    let site = Site::new();
+    let disk = site.create("disk.vhdx", NewFormat::VhdxDynamic, 20 * MIB, 4096);
+    disk.write(0, &[1]).unwrap();
+    disk.write(7 * MIB, &[1]).unwrap();
+    drop(disk);
+    let opening = Opening::new(Access::ReadOnly);
+    let found = crate::describe(&site.path("disk.vhdx"), &opening).unwrap();
+    assert_eq!(found.name, "dynamic VHDX");
+    assert_eq!(found.geometry.logical_block_bytes, 4096);
+    assert_eq!(
+        (found.unit_bytes, found.allocated_bytes),
+        (Some(MIB), Some(2 * MIB))
+    );
+    assert_eq!(found.creator.as_deref(), Some("diskless"));
+    assert!(found.notes.is_empty() && found.parents.is_empty());
+}
+
+#[test]
+fn the_largest_disk_costs_nothing_until_it_is_written() {
+    let site = Site::new();
+    for format in [NewFormat::VhdxDynamic, NewFormat::VhdxFixed] {
+        let path = site.path("disk.vhdx");
+        let _ = std::fs::remove_file(&path);
+        let size_bytes = metadata::SIZE_BYTES_MAX;
+        let new = NewDisk {
+            format: format.clone(),
+            size_bytes,
+            logical_block_bytes: 512,
+        };
+        let disk = match create(&path, &new) {
+            // Not every file system holds so long a file.
+            Err(OpenError::Disk(DiskError::Io { source, .. }))
+                if source.kind() == std::io::ErrorKind::FileTooLarge =>
+            {
+                continue;
+            }
+            disk => disk.unwrap(),
+        };
+        disk.write(size_bytes - 512, &[7; 512]).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        let disk = site.open("disk.vhdx", Access::ReadOnly);
+        let mut last = [0; 512];
+        disk.read(size_bytes - 512, &mut last).unwrap();
+        assert_eq!(last, [7; 512]);
+        // The table of a fixed disk names all its blocks: 16 MiB.
+        let used = disk.space().unwrap().used_bytes;
+        assert!(used < 20 << 20, "{format:?}: {used}");
+    }
 }

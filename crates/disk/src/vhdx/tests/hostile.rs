@@ -1,0 +1,255 @@
+//! Files that lie, are cut off or were made to harm.
+
+use uuid::Uuid;
+
+use super::*;
+
+/// A dynamic disk of 5.5 MiB with two blocks, as bytes: BAT at 3 MiB,
+/// metadata at 2 MiB, the blocks from 4 MiB on.
+fn specimen(site: &Site) -> Vec<u8> {
+    let disk = site.create("disk.vhdx", NewFormat::VhdxDynamic, 5 * MIB + MIB / 2, 512);
+    disk.write(0, &[1; 512]).unwrap();
+    disk.write(3 * MIB, &[2; 512]).unwrap();
+    drop(disk);
+    std::fs::read(site.path("disk.vhdx")).unwrap()
+}
+
+/// Why a file is refused, whichever way it is opened; nothing is written.
+fn refusal(site: &Site, bytes: &[u8]) -> OpenError {
+    let path = site.path("disk.vhdx");
+    std::fs::write(&path, bytes).unwrap();
+    let [error, _] = [Access::ReadWrite, Access::ReadOnly].map(|access| {
+        let error = site.try_open("disk.vhdx", access).expect_err("refused");
+        assert!(
+            std::fs::read(&path).unwrap() == bytes,
+            "something was written"
+        );
+        error
+    });
+    error
+}
+
+const HEADERS: [usize; 2] = [64 << 10, 128 << 10];
+const TABLES: [usize; 2] = [192 << 10, 256 << 10];
+const METADATA: usize = 2 << 20;
+const BAT: usize = 3 << 20;
+
+/// The same bytes changed in both copies of a structure, and the checksums
+/// with them.
+fn with(bytes: &[u8], copies: [usize; 2], length: usize, at: usize, value: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for copy in copies {
+        let structure = &mut bytes[copy..copy + length];
+        source::put(structure, at, value);
+        let crc = source::checksum(structure);
+        source::put(structure, 4, &crc.to_le_bytes());
+    }
+    bytes
+}
+
+fn with_header(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
+    with(bytes, HEADERS, 4096, at, value)
+}
+
+fn with_table(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
+    with(bytes, TABLES, 64 << 10, at, value)
+}
+
+fn with_bytes(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    source::put(&mut bytes, at, value);
+    bytes
+}
+
+#[test]
+fn a_lie_is_refused_by_field_and_offset() {
+    let site = Site::new();
+    let bytes = specimen(&site);
+    let header = |at, value: &[u8]| with_header(&bytes, at, value);
+    let table = |at, value: &[u8]| with_table(&bytes, at, value);
+    let item = |at: usize, value: &[u8]| with_bytes(&bytes, METADATA + at, value);
+    let items = METADATA + (64 << 10);
+    let entry =
+        |block: usize, value: u64| with_bytes(&bytes, BAT + 8 * block, &value.to_le_bytes());
+    let damaged = |copies: [usize; 2]| {
+        let bytes = with_bytes(&bytes, copies[0] + 3000, &[9]);
+        with_bytes(&bytes, copies[1] + 3000, &[9])
+    };
+    let second = source::u64_at(&bytes, BAT + 3 * 8);
+    let mib = |n: u64| (n << 20).to_le_bytes();
+    for (bytes, field, offset) in [
+        (vec![], "file type identifier", 0),
+        (vec![0; 100], "file type identifier", 0),
+        (bytes[..70_000].to_vec(), "header", 128 << 10),
+        (bytes[..200_000].to_vec(), "log offset", 131_072 + 72),
+        (damaged(HEADERS), "header", 64 << 10),
+        (header(68, &[0; 4]), "log length", (128 << 10) + 68),
+        (header(68, &[0xff; 4]), "log length", (128 << 10) + 68),
+        (header(72, &mib(1000)), "log offset", (128 << 10) + 72),
+        (header(72, &[0xff; 8]), "log offset", (128 << 10) + 72),
+        (header(72, &mib(2)), "region offset", 2 << 20),
+        (damaged(TABLES), "region table", 192 << 10),
+        (table(8, &[0xff; 4]), "region entry count", (192 << 10) + 8),
+        (table(8, &[1, 0, 0, 0]), "region table", 192 << 10),
+        (table(32, &[0xff; 8]), "region offset", (192 << 10) + 32),
+        (table(32, &mib(1 << 30)), "region offset", (192 << 10) + 32),
+        (table(40, &[1, 0, 0, 0]), "region offset", (192 << 10) + 32),
+        (table(32, &mib(2)), "region offset", 2 << 20),
+        (item(0, b"x"), "metadata table", METADATA as u64),
+        (
+            item(10, &[0xff; 2]),
+            "metadata entry count",
+            METADATA as u64 + 10,
+        ),
+        (item(10, &[4, 0]), "physical sector size", METADATA as u64),
+        (
+            item(32 + 16, &[0xff; 4]),
+            "file parameters",
+            METADATA as u64 + 48,
+        ),
+        (
+            item(32 + 16, &[0; 4]),
+            "file parameters",
+            METADATA as u64 + 48,
+        ),
+        (
+            item(32 + 20, &[7, 0, 0, 0]),
+            "file parameters",
+            items as u64,
+        ),
+        (
+            item(64 << 10, &[0, 0, 0x30, 0]),
+            "file parameters",
+            items as u64,
+        ),
+        (
+            item(64 << 10, &[0, 0, 0, 0x20]),
+            "file parameters",
+            items as u64,
+        ),
+        (
+            item((64 << 10) + 8, &[0; 8]),
+            "virtual disk size",
+            items as u64 + 8,
+        ),
+        (
+            item((64 << 10) + 8, &[1]),
+            "virtual disk size",
+            items as u64 + 8,
+        ),
+        (
+            item((64 << 10) + 8, &[0xff; 8]),
+            "virtual disk size",
+            items as u64 + 8,
+        ),
+        (
+            item((64 << 10) + 8, &mib(64 << 20)),
+            "BAT region",
+            BAT as u64,
+        ),
+        (
+            item((64 << 10) + 32, &[0, 4]),
+            "logical sector size",
+            items as u64 + 32,
+        ),
+        (
+            item((64 << 10) + 4, &[2]),
+            "parent locator",
+            METADATA as u64,
+        ),
+        (entry(1, 4), "BAT entry", BAT as u64 + 8),
+        (entry(1, 6), "BAT entry", BAT as u64 + 8),
+        (entry(1, (1 << 20) | 6), "BAT entry", BAT as u64 + 8),
+        (entry(1, (3 << 20) | 6), "BAT entry", BAT as u64 + 8),
+        (entry(1, (1 << 40) | 6), "BAT entry", BAT as u64 + 8),
+        (entry(1, !7 | 6), "BAT entry", BAT as u64 + 8),
+        (entry(1, second), "BAT entry", BAT as u64 + 24),
+        (entry(1, (9 << 20) | 7), "BAT entry", BAT as u64 + 8),
+    ] {
+        let error = refusal(&site, &bytes);
+        let said = error.to_string();
+        let OpenError::Malformed {
+            field: seen,
+            offset: at,
+            ..
+        } = error
+        else {
+            panic!("{said}, not {field} at {offset}");
+        };
+        assert_eq!((seen, at), (field, offset), "{said}");
+    }
+}
+
+#[test]
+fn what_is_newer_than_us_is_refused() {
+    let site = Site::new();
+    let bytes = specimen(&site);
+    let table = with_table(&bytes, 16, &[9]);
+    let item = with_bytes(&bytes, METADATA + 32 + 4 * 32, &[9]);
+    for (bytes, what) in [
+        (with_header(&bytes, 66, &[2, 0]), "version 2"),
+        (table, "required region"),
+        (item, "required metadata item"),
+    ] {
+        let error = refusal(&site, &bytes);
+        assert!(matches!(error, OpenError::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn one_good_copy_of_header_and_table_is_enough() {
+    let site = Site::new();
+    let bytes = specimen(&site);
+    let path = site.path("disk.vhdx");
+    for copy in HEADERS.into_iter().chain(TABLES) {
+        std::fs::write(&path, with_bytes(&bytes, copy + 3000, &[9])).unwrap();
+        let disk = site.open("disk.vhdx", Access::ReadWrite);
+        let mut byte = [0];
+        disk.read(3 * MIB, &mut byte).unwrap();
+        assert_eq!(byte, [2]);
+    }
+}
+
+#[test]
+fn a_log_that_leads_out_of_the_file_is_refused() {
+    let site = Site::new();
+    let bytes = specimen(&site);
+    let log = Uuid::from_bytes([3; 16]);
+    let page = || Box::new([0; 4096]);
+    let far = u64::MAX / 4096 * 4096;
+    for (file_bytes, offset, field) in [
+        (1 << 40, 3 << 20, "log entry flushed file offset"),
+        (6 << 20, far, "log entry"),
+        (6 << 20, FILE_BYTES_MAX, "log entry"),
+    ] {
+        let entry = log::emit(log, 1, 0, file_bytes, &[(offset, page())].into());
+        let bytes = with_bytes(&bytes, 1 << 20, &entry);
+        let error = refusal(&site, &with_header(&bytes, 48, log.as_bytes()));
+        assert!(
+            matches!(&error, OpenError::Malformed { field: seen, .. } if *seen == field),
+            "{error}"
+        );
+    }
+    // One that changes what describes the file is looked at as it changes it.
+    let entry = log::emit(log, 1, 0, 6 << 20, &[(2 << 20, page())].into());
+    let bytes = with_bytes(&bytes, 1 << 20, &entry);
+    let error = refusal(&site, &with_header(&bytes, 48, log.as_bytes()));
+    let said = error.to_string();
+    assert!(said.contains("metadata table (at byte 2097152)"), "{said}");
+}
+
+#[test]
+fn a_file_that_is_cut_off_below_us_is_corrupt_not_zeros() {
+    let site = Site::new();
+    specimen(&site);
+    let disk = site.open("disk.vhdx", Access::ReadOnly);
+    let file = std::fs::File::options()
+        .write(true)
+        .open(site.path("disk.vhdx"));
+    file.unwrap().set_len(5 * MIB).unwrap();
+    let error = disk.read(3 * MIB, &mut [0; 512]).err().unwrap();
+    assert!(matches!(error, DiskError::Corrupt(_)), "{error}");
+    let extent = disk.extent(3 * MIB, 512).unwrap();
+    assert_eq!(extent.allocation, Allocation::Mapped, "no hole");
+}
