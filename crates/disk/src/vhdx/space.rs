@@ -38,10 +38,14 @@ impl Space {
             self.taken.resize(index(self.units.div_ceil(64)), 0);
         }
         let mut fresh = true;
-        for unit in first..end {
+        let mut unit = first;
+        while unit < end {
+            let count = (64 - unit % 64).min(end - unit);
+            let mask = (u64::MAX >> (64 - count)) << (unit % 64);
             let word = &mut self.taken[index(unit / 64)];
-            fresh &= *word & (1 << (unit % 64)) == 0;
-            *word |= 1 << (unit % 64);
+            fresh &= *word & mask == 0;
+            *word |= mask;
+            unit += count;
         }
         fresh
     }
