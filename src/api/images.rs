@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::error::{Body, Path};
+use super::error::{Body, Path, Query};
 use super::jobs::{self, Begun, Job};
-use super::{Api, ApiError, ErrorBody};
-use crate::inventory::{self, ImageRef, ImportRequest, Name, hex};
+use super::{Api, ApiError, ErrorBody, streams};
+use crate::inventory::{self, ImageRef, ImportRequest, Name, Origin, hex};
 
 /// One version of an image.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -47,7 +47,7 @@ pub(crate) struct Image {
 pub(crate) struct ImportImage {
     /// Image it becomes the next version of.
     pub(crate) name: String,
-    /// Raw file or block device on the server, from "/".
+    /// Disk file of any format, or block device, on the server, from "/".
     pub(crate) source: String,
     /// The operator's words.
     #[serde(default)]
@@ -78,8 +78,45 @@ pub(super) async fn import(
     api.work(move |api| {
         let job = api.inventory.start_import(ImportRequest {
             name: Name::parse(&body.name)?,
-            source: PathBuf::from(body.source),
+            origin: Origin::File(PathBuf::from(body.source)),
             comment: body.comment,
+        })?;
+        Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
+/// What to remember about a stream.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImportStream {
+    /// The operator's words.
+    #[serde(default)]
+    comment: String,
+}
+
+/// Starts an import of the body, a disk image of any format; answers when it
+/// has come in.
+#[utoipa::path(post, path = "/images/{image}/stream", tag = "images",
+    operation_id = "import_image_stream",
+    params(("image" = String, Path, description = "NAME"), ImportStream),
+    request_body(content_type = "application/octet-stream"),
+    responses((status = 202, description = "the import, begun", body = Job),
+        (status = 400, description = "not a disk image", body = ErrorBody),
+        (status = 409, description = "too many jobs are running", body = ErrorBody)))]
+pub(super) async fn import_stream(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(query): Query<ImportStream>,
+    body: axum::body::Body,
+) -> Result<Begun, ApiError> {
+    let name = Name::parse(&name)?;
+    let spool = streams::receive(&api, body).await?;
+    api.work(move |api| {
+        let job = api.inventory.start_import(ImportRequest {
+            name,
+            origin: Origin::Stream(spool),
+            comment: query.comment,
         })?;
         Ok(jobs::begun(api, job))
     })

@@ -17,6 +17,7 @@ pub(crate) mod overlays;
 mod server;
 pub(crate) mod sessions;
 pub(crate) mod status;
+mod streams;
 pub(crate) mod targets;
 
 use std::net::Ipv4Addr;
@@ -175,6 +176,7 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(machines::timeline))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::remove))
+        .routes(routes!(images::import_stream))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(overlays::list))

@@ -12,7 +12,7 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::inventory::tests::{Site, mac};
-use crate::inventory::{ImageRef, ImportRequest, Name, OverlayMode};
+use crate::inventory::{ImageRef, ImportRequest, Name, Origin, OverlayMode};
 use crate::server::LiveTargets;
 use crate::services::iscsi::plain::KeptTargets;
 use crate::timeline::Stage;
@@ -154,7 +154,7 @@ impl Test {
         std::fs::write(&source, vec![1; 4096]).unwrap();
         let request = ImportRequest {
             name: Name::parse(name).unwrap(),
-            source,
+            origin: Origin::File(source),
             comment: String::new(),
         };
         let started = self.api.inventory.start_import(request).unwrap();

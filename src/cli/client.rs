@@ -1,12 +1,14 @@
 //! HTTP to the running server, over its Unix socket.
 
-use std::io::ErrorKind;
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -21,6 +23,9 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Longest answer read: thousands of machines take a few MiB.
 const ANSWER_MAX_BYTES: usize = 256 * 1024 * 1024;
+
+/// A body that is sent as it comes; aborted, it is none.
+pub(super) type Stream = Channel<Bytes, io::Error>;
 
 /// Asks the server, one connection for each question.
 pub(super) struct Client {
@@ -75,19 +80,38 @@ impl Client {
         read(&self.ask(Method::DELETE, path, Vec::new()).await?)
     }
 
+    /// POST of a stream that takes as long as it takes.
+    pub(super) async fn send<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        stream: Stream,
+    ) -> anyhow::Result<T> {
+        let kind = "application/octet-stream";
+        read(
+            &self
+                .ask_at_leisure(Method::POST, path, kind, stream)
+                .await?,
+        )
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Bytes> {
-        let asked = self.ask_in_time(method, path, body);
+        let body = Full::new(Bytes::from(body));
+        let asked = self.ask_at_leisure(method, path, "application/json", body);
         tokio::time::timeout(TIMEOUT, asked)
             .await
             .map_err(|_| anyhow!("diskless has not answered for {} s", TIMEOUT.as_secs()))?
     }
 
-    async fn ask_in_time(
+    async fn ask_at_leisure<B>(
         &self,
         method: Method,
         path: &str,
-        body: Vec<u8>,
-    ) -> anyhow::Result<Bytes> {
+        kind: &str,
+        body: B,
+    ) -> anyhow::Result<Bytes>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
         let socket = self.socket.display();
         let stream = match UnixStream::connect(&self.socket).await {
             Ok(stream) => stream,
@@ -111,8 +135,8 @@ impl Client {
             .method(method)
             .uri(format!("{PREFIX}{path}"))
             .header(HOST, "localhost")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))?;
+            .header(CONTENT_TYPE, kind)
+            .body(body)?;
         let response = sender.send_request(request).await.with_context(broken)?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)

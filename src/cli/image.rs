@@ -1,23 +1,24 @@
 //! `diskless image`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::client::{Client, part};
-use super::job;
 use super::show::{Answer, bytes, table, time};
+use super::{job, stream};
 use crate::api::images::{Image, ImportImage};
 use crate::api::jobs::Job;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
-    /// Make a raw file or block device the next version of an image
+    /// Make a disk file, a block device or standard input the next version of an image
     Import {
         /// Image: a new one, or one that gets another version
         name: String,
-        /// Raw disk image, or block device, on the server's host
+        /// Raw, ISO, VHD, VHDX or qcow2 file, or block device, on the server's host; - is standard input
+        #[arg(value_name = "FILE|-")]
         file: PathBuf,
         /// What to remember about this version
         #[arg(long, default_value = "")]
@@ -83,18 +84,18 @@ async fn import(
     comment: String,
     json: bool,
 ) -> anyhow::Result<Answer> {
-    // The server has a working directory of its own.
-    let path = std::path::absolute(&file)
-        .with_context(|| format!("cannot tell where {} is", file.display()))?;
-    let Some(path) = path.to_str() else {
-        bail!("the path of {} is not UTF-8: rename it", file.display());
+    let job: Job = if file == Path::new("-") {
+        let path = format!("/images/{}/stream?comment={}", part(&name), part(&comment));
+        stream::send(client, &path, &name, json).await?
+    } else {
+        let source = server_path(&file)?;
+        let asked = ImportImage {
+            name,
+            source,
+            comment,
+        };
+        client.add("/images", &asked).await?
     };
-    let asked = ImportImage {
-        name,
-        source: path.to_owned(),
-        comment,
-    };
-    let job: Job = client.add("/images", &asked).await?;
     let image: Image = job::follow(client, job, json).await?;
     let text = format!(
         "{}: {} imported, {} stored, sha256 {}",
@@ -104,4 +105,15 @@ async fn import(
         image.sha256
     );
     Answer::new(text, &image)
+}
+
+/// A file's path from the root, in letters the API can carry: the server has a
+/// working directory of its own.
+pub(super) fn server_path(file: &Path) -> anyhow::Result<String> {
+    let path = std::path::absolute(file)
+        .with_context(|| format!("cannot tell where {} is", file.display()))?;
+    match path.to_str() {
+        Some(path) => Ok(path.to_owned()),
+        None => bail!("the path of {} is not UTF-8: rename it", file.display()),
+    }
 }

@@ -16,6 +16,7 @@ mod settings;
 mod show;
 mod size;
 mod status;
+mod stream;
 mod target;
 
 use std::path::PathBuf;

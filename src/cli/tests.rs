@@ -1,6 +1,7 @@
 //! Tests of the command line, up to a running API.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,8 @@ use clap::CommandFactory;
 use uuid::Uuid;
 
 use super::*;
+use crate::api::images::Image;
+use crate::api::jobs::Job;
 use crate::api::{Api, Door, Listeners, Live, LiveSession, LiveStatus, Server, targets};
 use crate::config::Config;
 use crate::inventory::tests::Site;
@@ -204,14 +207,67 @@ async fn an_image_is_imported_assigned_and_not_removed_under_its_machine() {
 #[tokio::test]
 async fn a_failed_import_is_one_sentence_and_changes_nothing() {
     let running = Running::start().await;
-    let source = running.directory.path().join("a.vhdx");
-    fs::write(&source, b"vhdxfile and more of it").unwrap();
+    let source = running.directory.path().join("a.vmdk");
+    fs::write(&source, b"KDMV and more of it").unwrap();
     let refusal = running
         .answer(&format!("image import debian {}", source.display()))
         .await
         .unwrap_err();
     assert!(refusal.contains("qemu-img convert"), "{refusal}");
     assert_eq!(running.answer("--json image list").await.unwrap(), "[]");
+}
+
+/// Sends `input` as if it were standard input, as an import of `debian`.
+async fn send(
+    running: &Running,
+    input: impl std::io::Read + Send + 'static,
+) -> Result<Image, String> {
+    let client = Client::new(running.socket.clone());
+    let path = "/images/debian/stream?comment=by%20pipe";
+    let job: anyhow::Result<Job> = stream::send_from(input, &client, path, "debian", true).await;
+    let made = match job {
+        Ok(job) => job::follow(&client, job, true).await,
+        Err(e) => Err(e),
+    };
+    made.map_err(|e| format!("{e:#}"))
+}
+
+#[tokio::test]
+async fn standard_input_becomes_an_image() {
+    let running = Running::start().await;
+    let bytes = vec![7; 3 << 20];
+    let image = send(&running, std::io::Cursor::new(bytes)).await.unwrap();
+    assert_eq!((image.version, image.size_bytes), (1, 3 << 20));
+    assert_eq!(image.comment, "by pipe");
+}
+
+#[tokio::test]
+async fn compressed_input_is_refused_long_before_its_end() {
+    let running = Running::start().await;
+    let endless = std::io::Cursor::new(b"\x1f\x8b\x08").chain(std::io::repeat(1));
+    let refusal = send(&running, endless).await.unwrap_err();
+    assert!(refusal.contains("`zcat FILE.gz |"), "{refusal}");
+    assert_eq!(running.answer("--json image list").await.unwrap(), "[]");
+}
+
+#[tokio::test]
+async fn input_that_breaks_off_is_not_taken_for_the_whole() {
+    struct Broken;
+    impl std::io::Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("the tape tore"))
+        }
+    }
+    let running = Running::start().await;
+    let input = std::io::Cursor::new(vec![7; 2 << 20]).chain(Broken);
+    let refusal = send(&running, input).await.unwrap_err();
+    assert!(refusal.contains("broke off"), "{refusal}");
+    assert_eq!(running.answer("--json image list").await.unwrap(), "[]");
+    let images = running.directory.path().join("data/images");
+    while fs::read_dir(&images).unwrap().count() > 0 {
+        // The server has yet to hear of it.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]

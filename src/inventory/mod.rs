@@ -21,6 +21,8 @@ mod lock;
 mod machine;
 mod name;
 mod overlay;
+mod source;
+mod spool;
 mod store;
 mod target;
 
@@ -36,13 +38,14 @@ pub(crate) use self::disk::{DirectBoot, DiskFormat, DiskKind, NewOwnDisk, OwnDis
 pub(crate) use ::disk::overlay::OverlayMode;
 pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
 pub(crate) use image::{Image, ImageRef, hex};
-pub(crate) use import::ImportRequest;
+pub(crate) use import::{ImportRequest, Origin};
 pub(crate) use job::{Job, JobState, Outcome};
 pub(crate) use machine::{
     Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, parse_mac, show_mac,
 };
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
+pub(crate) use spool::Spool;
 pub(crate) use store::{SavedEvent, Store, Survives};
 pub(crate) use target::{Chap, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitKind};
 

@@ -93,7 +93,7 @@ impl Site {
         let started = self
             .start_import(ImportRequest {
                 name: Name::parse(name).unwrap(),
-                source: source.to_owned(),
+                origin: Origin::File(source.to_owned()),
                 comment: String::new(),
             })
             .map_err(|e| e.to_string())?;

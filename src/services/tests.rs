@@ -18,7 +18,7 @@ use super::{Addresses, Loaders, Site, http};
 use crate::boot::script::Doors;
 use crate::inventory::{
     Assignment, Image, ImageRef, ImportRequest, Inventory, Limits, Machine, MachineChange, Name,
-    NewMachine, Outcome, OverlayMode,
+    NewMachine, Origin, Outcome, OverlayMode,
 };
 use crate::timeline::{Stage, Timeline};
 
@@ -113,7 +113,7 @@ impl Lab {
         std::fs::write(&source, vec![fill; bytes]).unwrap();
         let request = ImportRequest {
             name: Name::parse(name).unwrap(),
-            source,
+            origin: Origin::File(source),
             comment: String::new(),
         };
         let id = self.inventory().start_import(request).unwrap().id;

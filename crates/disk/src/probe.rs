@@ -193,6 +193,16 @@ impl fmt::Display for Format {
 }
 
 impl Compression {
+    /// The command that unpacks a file on its way through a pipe.
+    pub fn pipe(self) -> &'static str {
+        match self {
+            Compression::Gzip => "zcat FILE.gz",
+            Compression::Xz => "xzcat FILE.xz",
+            Compression::Zstd => "zstdcat FILE.zst",
+            Compression::Bzip2 => "bzcat FILE.bz2",
+        }
+    }
+
     fn command(self) -> &'static str {
         match self {
             Compression::Gzip => "gunzip -k",

@@ -109,15 +109,162 @@ fn runs_of_data_between_zeros_land_where_they_belong() {
 }
 
 #[test]
-fn a_foreign_format_is_refused_with_the_command_that_converts_it() {
+fn a_format_that_is_not_read_is_refused_with_the_command_that_converts_it() {
+    let site = Site::new();
+    let refusal = refusal(&site, &source(&site, "a.vmdk", b"KDMV and more of it"));
+    assert!(
+        refusal.contains("qemu-img convert -f vmdk -O raw"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_damaged_disk_file_is_refused_with_what_is_wrong_in_it() {
     let site = Site::new();
     let mut qcow2 = vec![0; 4096];
     qcow2[..4].copy_from_slice(b"QFI\xfb");
     let refusal = refusal(&site, &source(&site, "a.qcow2", &qcow2));
     assert!(
-        refusal.contains("qemu-img convert -f qcow2 -O raw"),
+        refusal.contains("a.qcow2: version (at byte 4)"),
         "{refusal}"
     );
+}
+
+/// Bytes of a disk of 12 MiB with data, and nothing, in many places.
+fn some_disk() -> (Vec<u8>, disk::Ram) {
+    let mut bytes = vec![0; 12 << 20];
+    for (at, length) in [
+        (0, 512),
+        (70_000, 3000),
+        (5 << 20, 2 << 20),
+        (11 << 20, 512),
+    ] {
+        bytes[at..at + length].fill(0x5a);
+    }
+    (bytes.clone(), disk::Ram::with_contents(bytes))
+}
+
+fn not_stopped(_done: u64) -> std::ops::ControlFlow<()> {
+    std::ops::ControlFlow::Continue(())
+}
+
+#[test]
+fn every_format_becomes_the_disk_it_holds() {
+    let site = Site::new();
+    let (bytes, ram) = some_disk();
+    let formats = [
+        disk::NewFormat::VhdFixed,
+        disk::NewFormat::VhdDynamic,
+        disk::NewFormat::VhdxDynamic,
+    ];
+    let mut sources = Vec::new();
+    for (number, format) in formats.into_iter().enumerate() {
+        let path = site.directory().join(format!("{number}"));
+        let new = disk::NewDisk {
+            format,
+            size_bytes: 12 << 20,
+            logical_block_bytes: 512,
+        };
+        let made = disk::create(&path, &new).unwrap();
+        disk::copy(&ram, &*made, &mut not_stopped).unwrap();
+        sources.push(path);
+    }
+    sources.push(site.directory().join("a.qcow2"));
+    disk::export_qcow2(&ram, &sources[3], &mut not_stopped).unwrap();
+    for path in sources {
+        let image = site.import_and_wait("debian", &path).unwrap();
+        assert!(fs::read(image.disk_path()).unwrap() == bytes, "{path:?}");
+        assert_eq!(image.sha256, <[u8; 32]>::from(Sha256::digest(&bytes)));
+        assert!(image.stored_bytes() < 4 << 20, "{}", image.stored_bytes());
+    }
+}
+
+#[test]
+fn a_disk_with_other_blocks_than_an_image_has_is_refused() {
+    let site = Site::new();
+    let path = site.directory().join("a.vhdx");
+    let new = disk::NewDisk {
+        format: disk::NewFormat::VhdxDynamic,
+        size_bytes: 12 << 20,
+        logical_block_bytes: 4096,
+    };
+    drop(disk::create(&path, &new).unwrap());
+    assert!(refusal(&site, &path).contains("blocks of 4096 bytes"));
+}
+
+/// Imports a stream that came in pieces.
+fn import_stream(site: &Site, pieces: &[&[u8]]) -> Result<Arc<Image>, String> {
+    let said = |e: Error| e.to_string();
+    let mut spool = site.spool("standard input").map_err(said)?;
+    for piece in pieces {
+        spool.write(piece).map_err(said)?;
+    }
+    spool.finish().map_err(said)?;
+    let request = ImportRequest {
+        name: Name::parse("debian").unwrap(),
+        origin: Origin::Stream(spool),
+        comment: String::new(),
+    };
+    let job = site.start_import(request).map_err(said)?;
+    match site.ended(job.id)? {
+        Outcome::Image(image) => Ok(image),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_stream_becomes_an_image_and_leaves_nothing_else() {
+    let site = Site::new();
+    let (bytes, _) = some_disk();
+    let pieces: Vec<&[u8]> = bytes.chunks(777_777).collect();
+    let image = import_stream(&site, &pieces).unwrap();
+    assert!(fs::read(image.disk_path()).unwrap() == bytes);
+    assert!(image.stored_bytes() < 4 << 20, "{}", image.stored_bytes());
+    let mode = fs::metadata(image.disk_path()).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o444);
+    // The image's directory is all there is.
+    assert_eq!(fs::read_dir(site.data().join("images")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_stream_of_another_format_becomes_the_disk_it_holds() {
+    let site = Site::new();
+    let (bytes, ram) = some_disk();
+    let path = site.directory().join("a.qcow2");
+    disk::export_qcow2(&ram, &path, &mut not_stopped).unwrap();
+    let image = import_stream(&site, &[&fs::read(&path).unwrap()]).unwrap();
+    assert!(fs::read(image.disk_path()).unwrap() == bytes);
+    assert_eq!(fs::read_dir(site.data().join("images")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_stream_that_is_no_disk_leaves_nothing() {
+    let site = Site::new();
+    let gzip = [b"\x1f\x8b\x08".as_slice(), &[7; 2 << 20]].concat();
+    for (pieces, what) in [
+        (
+            &[gzip.as_slice()][..],
+            "`zcat FILE.gz | diskless image import NAME -`",
+        ),
+        (&[][..], "standard input is empty"),
+        (&[b"KDMV".as_slice()][..], "VMDK"),
+    ] {
+        let refusal = import_stream(&site, pieces).unwrap_err();
+        assert!(refusal.contains(what), "{refusal}");
+        assert_eq!(fs::read_dir(site.data().join("images")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_stream_there_is_no_room_for_is_refused() {
+    let site = Site::new();
+    let spool = site.spool("standard input").unwrap();
+    let refusal = spool.require_room(1 << 60).unwrap_err().to_string();
+    assert!(
+        refusal.contains("no space left for standard input"),
+        "{refusal}"
+    );
+    spool.require_room(1).unwrap();
 }
 
 #[test]
@@ -153,7 +300,7 @@ fn a_cancelled_import_leaves_nothing() {
     let started = site
         .start_import(ImportRequest {
             name: Name::parse("debian").unwrap(),
-            source: path,
+            origin: Origin::File(path),
             comment: String::new(),
         })
         .unwrap();
