@@ -112,6 +112,32 @@ pub fn create(path: &Path, new: &NewDisk) -> Result<SharedDisk, OpenError> {
     }
 }
 
+/// Makes the disk in `path` larger while nobody has it open; what is new reads
+/// as zeros. Never smaller, and what it holds stays as it is.
+///
+/// `opening` says what it is and where its parents may lie; it is written
+/// whatever `opening` says of that. When this fails, or the power, the disk has
+/// the old size or the new one.
+pub fn grow(path: &Path, opening: &Opening, size_bytes: u64) -> Result<(), OpenError> {
+    let format = match opening.format {
+        Some(format) => format,
+        None => probe(path)?,
+    };
+    match format {
+        Format::Raw | Format::Iso9660 => {
+            let disk = Raw::open(path, Access::ReadWrite)?;
+            if disk.geometry().size_bytes != size_bytes {
+                disk.grown(size_bytes)?;
+            }
+            Ok(())
+        }
+        Format::Vhd(_) => vhd::grow(path, opening, size_bytes),
+        other => Err(OpenError::Foreign {
+            advice: format!("{} is {other}, which is not grown in place", path.display()),
+        }),
+    }
+}
+
 /// Bytes a copy reads at a time.
 const COPY_BYTES: u64 = 1 << 20;
 

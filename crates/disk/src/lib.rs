@@ -27,7 +27,7 @@ mod zeros;
 
 pub use description::{Description, describe};
 pub use error::{DiskError, OpenError};
-pub use formats::{CopyError, NewDisk, NewFormat, Opening, copy, create, open};
+pub use formats::{CopyError, NewDisk, NewFormat, Opening, copy, create, grow, open};
 pub use image::BaseId;
 pub use overlay::Overlay;
 pub use qcow2::export as export_qcow2;

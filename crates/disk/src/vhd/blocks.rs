@@ -170,7 +170,7 @@ impl Vhd {
 
     /// Where zeros begin that reach up to the footer. What others have left
     /// behind the last block stays: it may mean something to them.
-    fn first_free(&self, tail: &Tail) -> Result<u64, DiskError> {
+    pub(super) fn first_free(&self, tail: &Tail) -> Result<u64, DiskError> {
         let mut at = tail.used_end;
         for _ in 0..MAX_STRETCHES {
             if at >= tail.footer_at {

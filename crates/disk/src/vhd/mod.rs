@@ -43,6 +43,7 @@ mod blocks;
 mod create;
 mod differences;
 mod footer;
+mod grow;
 mod header;
 mod open;
 mod parent;
@@ -50,6 +51,7 @@ mod parent;
 mod tests;
 
 pub(crate) use create::create;
+pub(crate) use grow::grow;
 pub(crate) use open::open;
 #[cfg(test)]
 pub(crate) use {create::create_on, open::open_on};

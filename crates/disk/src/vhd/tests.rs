@@ -13,6 +13,7 @@ use crate::files::Files;
 use crate::{NewDisk, NewFormat, Opening, SharedDisk};
 
 mod differencing;
+mod growth;
 mod hostile;
 mod judges;
 

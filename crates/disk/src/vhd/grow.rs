@@ -1,0 +1,163 @@
+//! Making a VHD larger, while nobody has it open.
+//!
+//! Each step is durable before the next, and each state in between is a disk
+//! of the old size or of the new one.
+
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::blocks::{ABSENT, Blocks, MAX_ENTRIES};
+use super::footer::{Chs, Footer, MAX_SIZE_BYTES, SECTOR_BYTES};
+use super::header::{HEADER_BYTES, Header};
+use super::open::open_on;
+use super::{Fault, Vhd};
+use crate::files::Files;
+use crate::health::trouble;
+use crate::{Access, OpenError, Opening};
+
+/// Makes the disk in `path` `size_bytes` large; what is new are zeros. Never
+/// smaller. A differencing disk may become larger than its parent.
+pub(crate) fn grow(path: &Path, opening: &Opening, size_bytes: u64) -> Result<(), OpenError> {
+    let files = Files::real().map_err(|e| trouble("asking for the boot's id".to_owned(), e))?;
+    grow_on(&files, path, opening, size_bytes)
+}
+
+pub(crate) fn grow_on(
+    files: &Files,
+    path: &Path,
+    opening: &Opening,
+    size_bytes: u64,
+) -> Result<(), OpenError> {
+    let opening = Opening {
+        access: Access::ReadWrite,
+        ..opening.clone()
+    };
+    let disk = open_on(files, path, &opening)?;
+    let refused = |why: String| {
+        let advice = format!("{} cannot grow: {why}", path.display());
+        Err(OpenError::Foreign { advice })
+    };
+    let old_bytes = disk.geometry.size_bytes;
+    if size_bytes == old_bytes {
+        return Ok(());
+    }
+    if size_bytes < old_bytes {
+        return refused(format!("it has {old_bytes} bytes, more than {size_bytes}"));
+    }
+    if size_bytes > MAX_SIZE_BYTES || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+        return refused(format!(
+            "a VHD holds up to {} GiB, in sectors of {SECTOR_BYTES}: \
+             for {size_bytes} bytes make it a VHDX",
+            MAX_SIZE_BYTES >> 30
+        ));
+    }
+    let footer = disk.footer.of_size(size_bytes);
+    match &disk.blocks {
+        None => disk.grow_fixed(&footer),
+        Some(blocks) if size_bytes.div_ceil(blocks.block_bytes) > MAX_ENTRIES => refused(format!(
+            "in blocks of {} bytes its table would be too long",
+            blocks.block_bytes
+        )),
+        Some(blocks) => disk.grow_blocks(blocks, &footer),
+    }
+}
+
+impl Footer {
+    /// The footer of the same disk with another size, which is the size to
+    /// whoever reads it.
+    fn of_size(&self, size_bytes: u64) -> Footer {
+        let mut footer = Footer {
+            current_bytes: size_bytes,
+            chs: Chs::of(size_bytes),
+            ..self.clone()
+        };
+        if footer.size_bytes() != size_bytes {
+            // Made by somebody who goes by the geometry.
+            footer.creator = Footer::new(self.kind, 0, 0, [0; 16]).creator;
+        }
+        footer
+    }
+}
+
+impl Vhd {
+    /// A fixed disk has no second footer: a new one first, of the old size;
+    /// then what lies behind the disk becomes zeros; then the new size.
+    fn grow_fixed(&self, footer: &Footer) -> Result<(), OpenError> {
+        let end = self.file.inner().metadata();
+        let end = end.map_err(|e| trouble(self.context("reading"), e))?.len();
+        let old_bytes = self.geometry.size_bytes;
+        let at = footer.current_bytes.max(end.next_multiple_of(SECTOR_BYTES));
+        self.write_stored(&self.footer.emit(), at)?;
+        self.sync()?;
+        self.zero_stored(old_bytes, end - old_bytes)?;
+        self.sync()?;
+        self.write_stored(&footer.emit(), at)?;
+        Ok(self.sync()?)
+    }
+
+    /// The table first, then the size: in the footer at the end, then in its
+    /// copy.
+    fn grow_blocks(&self, blocks: &Blocks, footer: &Footer) -> Result<(), OpenError> {
+        let entries = footer.current_bytes.div_ceil(blocks.block_bytes);
+        let footer_at = self.grow_table(blocks, entries)?;
+        for at in [footer_at, 0] {
+            self.write_stored(&footer.emit(), at)?;
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Makes the table longer: where it is, if nothing lies behind it, or at
+    /// the end of the file. Answers where the footer is then.
+    fn grow_table(&self, blocks: &Blocks, entries: u64) -> Result<u64, OpenError> {
+        let tail = blocks.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let header_at = self.footer.data_offset;
+        let mut bytes = [0; HEADER_BYTES];
+        self.read_stored(header_at, &mut bytes)?;
+        let mut header =
+            Header::parse(&bytes).map_err(|fault: Fault| fault.of(&self.path, header_at))?;
+        let old_entries = blocks.bat.len() as u64;
+        let behind = |at: &u64| *at >= header.bat_offset + 4 * old_entries;
+        let starts = blocks.bat.iter().map(|entry| entry.load(Ordering::Relaxed));
+        let leads = starts
+            .filter(|&sector| sector != ABSENT)
+            .map(|sector| (u64::from(sector) * SECTOR_BYTES).saturating_sub(blocks.lead_bytes()));
+        let locators = header.locators.iter().filter(|l| l.length_bytes > 0);
+        let next = leads
+            .chain(locators.map(|locator| locator.offset))
+            .chain([header_at, tail.footer_at])
+            .filter(behind)
+            .min();
+        let bat_bytes = (4 * entries).next_multiple_of(SECTOR_BYTES);
+        let absent = |count: u64| {
+            let count = usize::try_from(count).unwrap_or(0);
+            ABSENT.to_be_bytes().repeat(count)
+        };
+        let mut footer_at = tail.footer_at;
+        if next.is_some_and(|next| header.bat_offset + bat_bytes <= next) {
+            let more = bat_bytes / 4 - old_entries;
+            self.write_stored(&absent(more), header.bat_offset + 4 * old_entries)?;
+        } else {
+            let at = self.first_free(&tail)?;
+            let mut table = Vec::new();
+            for entry in &blocks.bat {
+                table.extend(entry.load(Ordering::Relaxed).to_be_bytes());
+            }
+            table.extend(absent(bat_bytes / 4 - old_entries));
+            if at + bat_bytes > footer_at {
+                footer_at = at + bat_bytes;
+                self.write_stored(&self.footer.emit(), footer_at)?;
+            }
+            self.write_stored(&table, at)?;
+            header.bat_offset = at;
+        }
+        self.sync()?;
+        header.max_bat_entries = header
+            .max_bat_entries
+            .max(u32::try_from(entries).unwrap_or(u32::MAX));
+        self.write_stored(&header.emit(), header_at)?;
+        self.sync()?;
+        Ok(footer_at)
+    }
+}
