@@ -293,8 +293,9 @@ mod vhdx_files {
 }
 
 mod vhd_files {
-    use super::super::{BROKEN, FULL, die_everywhere, fail_everywhere};
+    use super::super::{BROKEN, FULL, die_everywhere, fail_everywhere, is_sync_of};
     use super::*;
+    use crate::files::recorder::Op;
 
     #[test]
     fn answered_is_there_after_a_death_at_any_step_of_a_dynamic_vhd() {
@@ -317,5 +318,20 @@ mod vhd_files {
         fail_everywhere(&VhdOf(NewFormat::VhdDynamic), BROKEN, 1, 30, 1);
         fail_everywhere(&VhdOf::differencing(), BROKEN, 2, 30, 2);
         fail_everywhere(&VhdOf(NewFormat::VhdFixed), BROKEN, 3, 30, 2);
+    }
+    /// Its bits are of data that the flush has not synced.
+    #[test]
+    fn a_sector_written_in_the_middle_of_a_flush_is_no_part_of_it() {
+        let site = Site::new(VhdOf::differencing());
+        site.write(0, 4).unwrap();
+        let syncs = |op: &Op, name: &str| is_sync_of(op, name, VhdOf::NAME);
+        site.interrupt(syncs, |site| site.write(8, 4).unwrap());
+        let begun = site.recorder.moment();
+        site.flush().unwrap();
+        site.recorder.clear_hook();
+        for moment in begun..=site.recorder.moment() {
+            site.lose_power_variously(moment, 5, 10);
+        }
+        site.check_answered().unwrap();
     }
 }
