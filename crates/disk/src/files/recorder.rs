@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -100,7 +101,7 @@ impl Recorder {
     /// Listens to what happens below `root`; what is there is durable.
     pub(crate) fn over(root: &Path) -> Arc<Recorder> {
         let recorder = Recorder::new(root);
-        recorder.state().adopt(0, root);
+        recorder.state().adopt(0, root, &mut BTreeMap::new());
         recorder
     }
 
@@ -111,6 +112,10 @@ impl Recorder {
         hook: impl Fn(&Op, &str) -> io::Result<()> + Send + Sync + 'static,
     ) {
         *self.hook.lock().unwrap() = Some(Arc::new(Box::new(hook)));
+    }
+
+    pub(crate) fn has_hook(&self) -> bool {
+        self.hook.lock().unwrap().is_some()
     }
 
     pub(crate) fn clear_hook(&self) {
@@ -271,17 +276,23 @@ impl State {
     }
 
     /// Takes in what lies below a directory.
-    fn adopt(&mut self, dir: Node, path: &Path) {
+    fn adopt(&mut self, dir: Node, path: &Path, inodes: &mut BTreeMap<u64, Node>) {
         let mut names: Vec<_> = fs::read_dir(path).unwrap().map(Result::unwrap).collect();
         names.sort_by_key(fs::DirEntry::file_name);
         for entry in names {
-            let (path, node) = (entry.path(), self.new_node());
+            let path = entry.path();
+            let inode = entry.metadata().unwrap().ino();
+            let is_new = !inodes.contains_key(&inode);
+            let node = *inodes.entry(inode).or_insert_with(|| self.new_node());
             let name = entry.file_name().into_string().unwrap();
             self.done(Op::Names(vec![(dir, name.clone(), Some(node))]));
             self.names.get_mut(&dir).unwrap().insert(name, node);
             if path.is_dir() {
                 self.names.insert(node, BTreeMap::new());
-                self.adopt(node, &path);
+                self.adopt(node, &path, inodes);
+                continue;
+            }
+            if !is_new {
                 continue;
             }
             let file = fs::File::open(&path).unwrap();

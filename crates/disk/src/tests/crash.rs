@@ -76,15 +76,21 @@ pub(crate) trait Subject: Clone + Send + Sync + 'static {
     }
 
     /// What else must be true of a disk found after a death of the process.
-    fn judge_death(&self, disk: &Self::Disk) -> Result<(), String> {
-        let _ = disk;
+    fn judge_death(&self, site: &Site<Self>) -> Result<(), String> {
+        let _ = site;
         Ok(())
     }
 
-    /// What else must be true of a disk found after a loss of power; `lost`
-    /// says that answered writes are gone.
-    fn judge(&self, found: &Found<Self>, lost: bool) -> Result<(), String> {
-        let _ = (found, lost);
+    /// What else must be true of a disk found after a loss of power before
+    /// event `moment`; `lost` says that answered writes are gone.
+    fn judge(
+        &self,
+        site: &Site<Self>,
+        found: &Found<Self>,
+        moment: usize,
+        lost: bool,
+    ) -> Result<(), String> {
+        let _ = (site, found, moment, lost);
         Ok(())
     }
 }

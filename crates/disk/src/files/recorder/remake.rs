@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
 
@@ -81,7 +81,8 @@ impl Recorder {
                 Op::Sync(_) | Op::SyncFailed(_) | Op::WritebackError | Op::Tick => {}
             }
         }
-        let world = World {
+        let mut world = World {
+            linked: BTreeMap::new(),
             dirs: state.names.keys().copied().collect(),
             names,
             files,
@@ -208,17 +209,24 @@ struct World {
     dirs: Vec<Node>,
     names: BTreeMap<Node, BTreeMap<String, Node>>,
     files: BTreeMap<Node, Contents>,
+    /// Files that were made, under one of their names.
+    linked: BTreeMap<Node, PathBuf>,
 }
 
 impl World {
-    fn make(&self, dir: Node, real: &Path, target: &Path) {
-        for (name, node) in self.names.get(&dir).into_iter().flatten() {
-            let (real, target) = (real.join(name), target.join(name));
-            if self.dirs.contains(node) {
+    fn make(&mut self, dir: Node, real: &Path, target: &Path) {
+        for (name, node) in self.names.remove(&dir).into_iter().flatten() {
+            let (real, target) = (real.join(&name), target.join(&name));
+            if self.dirs.contains(&node) {
                 fs::create_dir(&target).unwrap();
-                self.make(*node, &real, &target);
+                self.make(node, &real, &target);
                 continue;
             }
+            if let Some(other) = self.linked.get(&node) {
+                fs::hard_link(other, &target).unwrap();
+                continue;
+            }
+            self.linked.insert(node, target.clone());
             let file = fs::File::create(&target).unwrap();
             if name == "live"
                 && let Ok(marks) = fs::read(&real)
@@ -226,7 +234,7 @@ impl World {
                 file.write_all_at(&marks, 0).unwrap();
                 continue;
             }
-            let Some(contents) = self.files.get(node) else {
+            let Some(contents) = self.files.get(&node) else {
                 continue;
             };
             file.set_len(contents.bytes).unwrap();

@@ -13,6 +13,7 @@ use crate::tests::crash::{
 };
 
 mod faults;
+pub(crate) mod layered;
 mod losses;
 mod races;
 mod starts;
@@ -80,19 +81,30 @@ impl Subject for OverlayOf {
         overlay.close()
     }
 
-    fn judge_death(&self, overlay: &Overlay) -> Result<(), String> {
-        match overlay.host_loss() {
+    fn judge_death(&self, site: &Site<Self>) -> Result<(), String> {
+        match site.disk().host_loss() {
             HostLoss::None => Ok(()),
             other => Err(format!("{other:?} of a host that lived on")),
         }
     }
 
-    fn judge(&self, found: &Found<Self>, lost: bool) -> Result<(), String> {
-        let said = found.disk.host_loss() == HostLoss::LostWrites;
-        match lost && !said {
-            true => Err("answered writes are gone, and nobody says so".into()),
-            false => Ok(()),
-        }
+    fn judge(
+        &self,
+        _: &Site<Self>,
+        found: &Found<Self>,
+        _: usize,
+        lost: bool,
+    ) -> Result<(), String> {
+        is_said(&found.disk, lost)
+    }
+}
+
+/// Lost writes are never passed over in silence.
+fn is_said(overlay: &Overlay, lost: bool) -> Result<(), String> {
+    let said = overlay.host_loss() == HostLoss::LostWrites;
+    match lost && !said {
+        true => Err("answered writes are gone, and nobody says so".into()),
+        false => Ok(()),
     }
 }
 

@@ -116,7 +116,7 @@ impl<S: Subject> Case<S> {
         site.reopen()
             .map_err(|e| about(format!("cannot be opened again: {e}")))?;
         site.check_answered()
-            .and_then(|()| site.subject.judge_death(&site.disk()))
+            .and_then(|()| site.subject.judge_death(site))
             .map_err(|e| about(format!("after a death: {e}")))?;
         for moment in [
             *met,

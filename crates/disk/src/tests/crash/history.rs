@@ -69,6 +69,30 @@ struct Start {
     answered: usize,
 }
 
+/// A moment that was kept: it holds all that was answered before it was asked
+/// for, and nothing asked for after it was answered. Given up again, perhaps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Kept {
+    /// Whose bytes it has: this one's, or those of an older one.
+    of: usize,
+    begun: usize,
+    answered: usize,
+    leaving: usize,
+    left: usize,
+}
+
+impl Kept {
+    /// Whether it must be there after a loss before event `moment`.
+    pub(crate) fn must_be(&self, moment: usize) -> bool {
+        self.answered <= moment && self.leaving >= moment
+    }
+
+    /// Whether it can be.
+    pub(crate) fn may_be(&self, moment: usize) -> bool {
+        self.begun < moment && self.left > moment
+    }
+}
+
 /// Everything that was asked of a disk.
 #[derive(Debug)]
 pub(crate) struct History {
@@ -78,6 +102,9 @@ pub(crate) struct History {
     flushes: Vec<(usize, usize)>,
     starts: Vec<Start>,
     stamps: Stamp,
+    kept: Vec<Kept>,
+    /// Losses of power that the disk has behind it.
+    pub(crate) lives: u64,
 }
 
 impl History {
@@ -100,6 +127,8 @@ impl History {
             starts: vec![start],
             flushes: Vec::new(),
             stamps: newest,
+            kept: Vec::new(),
+            lives: 0,
         }
     }
 
@@ -148,7 +177,7 @@ impl History {
         }
     }
 
-    pub(super) fn flushed(&mut self, begun: usize, answered: usize) {
+    pub(crate) fn flushed(&mut self, begun: usize, answered: usize) {
         self.flushes.push((begun, answered));
     }
 
@@ -158,6 +187,58 @@ impl History {
             begun,
             answered,
         });
+    }
+
+    /// Somebody asks for a moment to be kept (or for another copy of one that
+    /// is); answers its number.
+    pub(crate) fn keep(&mut self, begun: usize, of: Option<usize>) -> usize {
+        self.kept.push(Kept {
+            of: of.unwrap_or(self.kept.len()),
+            begun,
+            answered: usize::MAX,
+            leaving: usize::MAX,
+            left: usize::MAX,
+        });
+        self.kept.len() - 1
+    }
+
+    pub(crate) fn is_kept(&mut self, number: usize, answered: usize) {
+        self.kept[number].answered = answered;
+    }
+
+    pub(crate) fn leave(&mut self, number: usize, begun: usize) {
+        self.kept[number].leaving = begun;
+    }
+
+    pub(crate) fn has_left(&mut self, number: usize, answered: usize) {
+        self.kept[number].left = answered;
+    }
+
+    /// The moments that were kept, by their numbers.
+    pub(crate) fn kept(&self) -> &[Kept] {
+        &self.kept
+    }
+
+    /// Holds what a kept moment holds, after a loss before event `moment`,
+    /// against what it must.
+    pub(crate) fn check_kept(
+        &self,
+        number: usize,
+        moment: usize,
+        contents: &[(usize, [u8; SECTOR])],
+    ) -> Result<(), String> {
+        let kept = self.kept[self.kept[number].of];
+        let view = View {
+            moment: kept.answered.min(moment),
+            floor: kept.begun,
+            epoch: self.starts[0].epoch,
+            is_volatile: false,
+        };
+        for (at, (sector, bytes)) in contents.iter().enumerate() {
+            self.check_sector(at, bytes, *sector, view)
+                .map_err(|error| format!("kept moment {number}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Everything that ended before this event was flushed, if power was lost

@@ -75,7 +75,9 @@ impl<S: Subject> Site<S> {
             .map(|(number, bytes)| stamp_of(bytes, *number));
         let stamps = stamps.map(|stamp| stamp.expect("was held against the history"));
         let newest = self.history().newest();
-        let history = History::new(stamps.collect(), newest, self.subject.epoch(&first.disk));
+        let epoch = self.subject.epoch(&first.disk);
+        let mut history = History::new(stamps.collect(), newest, epoch);
+        history.lives = self.history().lives + 1;
         let home = scratch();
         self.recorder.remake(moment, home.path(), &mut fate());
         let recorder = Recorder::over(home.path());
@@ -232,14 +234,15 @@ impl<S: Subject> Site<S> {
         if moment.is_multiple_of(CHECKED_IN) {
             found = self.open_again(found)?;
         }
+        let epoch = self.subject.epoch(&found.disk);
         let lost = self.history().check_power_loss(
             moment,
-            self.subject.epoch(&found.disk),
+            epoch,
             self.subject.is_volatile(),
             &found.sectors,
         )?;
         self.subject
-            .judge(&found, lost)
+            .judge(self, &found, moment, lost)
             .map_err(|error| format!("event {moment}: {error}"))?;
         Ok(found)
     }
@@ -276,13 +279,13 @@ impl<S: Subject> Site<S> {
     /// Everything answered is there now.
     pub(crate) fn check_answered(&self) -> Result<(), String> {
         let disk = self.disk();
-        let contents = self.contents(&disk)?;
+        let contents = self.contents(&*disk)?;
         let epoch = self.subject.epoch(&disk);
         self.history().check_answered(epoch, &contents)
     }
 
     /// The number and the bytes of each sector that is worked on.
-    fn contents(&self, disk: &S::Disk) -> Result<Vec<(usize, [u8; SECTOR])>, String> {
+    pub(crate) fn contents(&self, disk: &impl Disk) -> Result<Vec<(usize, [u8; SECTOR])>, String> {
         let mut contents = Vec::with_capacity(self.numbers.len());
         for place in self.subject.places() {
             let mut bytes = vec![0; place.len() * SECTOR];
@@ -296,7 +299,7 @@ impl<S: Subject> Site<S> {
 
     /// Holds one sector of the disk against what was written by `stamp`.
     pub(crate) fn holds(&self, at: usize, stamp: Stamp) -> bool {
-        let contents = self.contents(&self.disk()).unwrap();
+        let contents = self.contents(&*self.disk()).unwrap();
         contents[at].1 == sector_of(stamp, contents[at].0)
     }
 }

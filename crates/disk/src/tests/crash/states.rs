@@ -14,6 +14,7 @@ use super::{Dice, Site, Subject, die_at, work, work_together};
 use crate::NewFormat;
 use crate::overlay::OverlayMode;
 use crate::overlay::tests::crash::OverlayOf;
+use crate::overlay::tests::crash::layered::Layered;
 
 /// States of one piece of work.
 const BATCH: u64 = 40;
@@ -37,6 +38,7 @@ fn kinds() -> Vec<Kind> {
     vec![
         kind("overlay-keep", OverlayOf(OverlayMode::Keep)),
         kind("overlay-reset", OverlayOf(OverlayMode::Reset)),
+        kind("overlay-layers", Layered::new()),
         kind("vhd-dynamic", VhdOf(NewFormat::VhdDynamic)),
         kind("vhd-differencing", VhdOf::differencing()),
         kind("vhd-fixed", VhdOf(NewFormat::VhdFixed)),

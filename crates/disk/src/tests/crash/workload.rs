@@ -166,7 +166,7 @@ pub(crate) fn die_at<S: Subject>(
     site.reopen()
         .map_err(|e| format!("dead before operation {operation}: cannot be opened: {e}"))?;
     site.check_answered()
-        .and_then(|()| site.subject.judge_death(&site.disk()))
+        .and_then(|()| site.subject.judge_death(site))
         .map_err(|e| format!("dead before operation {operation}: {e}"))?;
     Ok(dead.load(Ordering::Relaxed))
 }
