@@ -28,6 +28,7 @@ e2fsprogs: its file system
 dosfstools: its EFI partition
 mtools: files into that partition
 fdisk: partition tables
+gdisk: a second opinion on ours (sgdisk)
 cpio: the tiny guest's initramfs
 zstd: the same, compressed
 xorriso: a disc for the DVD drive

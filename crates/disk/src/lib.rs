@@ -10,6 +10,7 @@ mod description;
 mod error;
 mod files;
 mod formats;
+pub mod gpt;
 mod health;
 pub mod image;
 pub mod overlay;
