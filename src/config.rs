@@ -22,7 +22,7 @@ mod files;
 mod keys;
 mod value;
 
-pub(crate) use files::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles};
+pub(crate) use files::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles, UnitFormat};
 
 use keys::{KEYS, Key};
 use value::Given;

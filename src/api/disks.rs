@@ -333,7 +333,7 @@ pub(super) async fn remove(
 
 /// Refuses a disk that a machine has open; closes one that nobody uses any
 /// more.
-fn require_closed(api: &Api, disk: &OwnDisk) -> Result<(), ApiError> {
+pub(super) fn require_closed(api: &Api, disk: &OwnDisk) -> Result<(), ApiError> {
     api.live.release_own_disk(disk.id).map_err(|user| {
         ApiError::conflict(format!(
             "{user} has disk {} open: shut it down first",

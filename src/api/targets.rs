@@ -10,9 +10,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::disks::require_closed;
 use super::error::{Body, Path, Query};
 use super::{Api, ApiError, ErrorBody};
-use crate::inventory::{self, Chap, Name, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitKind};
+use crate::inventory::{
+    self, Chap, Name, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitFormat, UnitKind,
+};
 
 /// What the running services do with plain targets. Every method may wait for a
 /// file system.
@@ -83,6 +86,10 @@ pub(crate) struct Lun {
     pub(crate) id: Uuid,
     /// The file or block device.
     pub(crate) file: String,
+    /// What the file is: `raw`, `vhd`, `vhdx` or `qcow2`.
+    pub(crate) format: String,
+    /// The own disk whose file it is.
+    pub(crate) disk: Option<String>,
     /// What it is shown as.
     pub(crate) kind: Kind,
     /// Whether several initiators may have it at once.
@@ -162,7 +169,11 @@ pub(crate) struct AddedTarget {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AddLun {
     /// The file or block device, from the root.
-    pub(crate) file: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<String>,
+    /// In place of a file: an own disk, by its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<String>,
     /// Its number; without it, the lowest that is free.
     pub(crate) lun: Option<u16>,
     /// What it is shown as.
@@ -319,11 +330,19 @@ pub(super) async fn add_lun(
     Body(add): Body<AddLun>,
 ) -> Result<(StatusCode, Json<Lun>), ApiError> {
     api.work(move |api| {
-        let file = PathBuf::from(&add.file);
-        if !file.is_absolute() {
+        let disk = match (&add.disk, &add.file) {
+            (Some(disk), None) => {
+                let disk = api.inventory.own_disk(disk)?;
+                require_closed(api, &disk)?;
+                Some(disk.id)
+            }
+            (None, Some(_)) => None,
+            _ => return Err(ApiError::invalid("name a file, or a disk")),
+        };
+        let file = add.file.unwrap_or_default();
+        if disk.is_none() && !file.starts_with('/') {
             return Err(ApiError::invalid(format!(
-                "{:?} does not begin at the root: the server has another working directory",
-                add.file
+                "{file:?} does not begin at the root: the server has another working directory",
             )));
         }
         if !matches!(add.block_bytes, None | Some(512 | 4096)) {
@@ -331,14 +350,15 @@ pub(super) async fn add_lun(
         }
         let new = NewUnit {
             lun: add.lun,
-            file,
+            file: PathBuf::from(file),
             kind: add.kind.into(),
             sharing: match add.shared {
                 true => Sharing::Many,
                 false => Sharing::One,
             },
             block_bytes: add.block_bytes,
-            as_it_is: add.raw,
+            format: add.raw.then_some(UnitFormat::Raw),
+            disk,
         };
         let unit = api.live.targets().add_unit(&name, new)?;
         let target = api.inventory.target(&name)?;
@@ -457,10 +477,19 @@ fn shown(api: &Api, target: &PlainTarget, portals: &[String]) -> Target {
 
 fn shown_lun(api: &Api, target: &PlainTarget, unit: &Unit) -> Lun {
     let size = api.live.targets().unit_size(target.id, unit.lun);
+    let disk = unit
+        .disk
+        .and_then(|disk| api.inventory.own_disk_of(disk).ok());
+    let file = match &disk {
+        Some(disk) => api.inventory.own_disk_path(disk),
+        None => unit.file.clone(),
+    };
     Lun {
         lun: unit.lun,
-        id: unit.id,
-        file: unit.file.display().to_string(),
+        id: unit.disk.unwrap_or(unit.id),
+        file: file.display().to_string(),
+        format: unit.format.word().to_owned(),
+        disk: disk.map(|disk| disk.name.to_string()),
         kind: unit.kind.into(),
         shared: unit.sharing == Sharing::Many,
         size_bytes: size.as_ref().ok().copied(),

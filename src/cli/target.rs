@@ -114,8 +114,12 @@ pub(super) struct Add {
 pub(super) struct LunAdd {
     /// Name of the target
     target: String,
-    /// Raw image, ISO or block device
-    file: PathBuf,
+    /// Disk image (raw, VHD, VHDX; qcow2 with --read-only), ISO or block device
+    #[arg(required_unless_present = "disk")]
+    file: Option<PathBuf>,
+    /// An own disk in place of a file
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["file", "raw"])]
+    disk: Option<String>,
     /// Its number [default: the lowest that is free]
     #[arg(long, value_name = "NUMBER")]
     lun: Option<u16>,
@@ -271,16 +275,20 @@ impl Add {
 impl LunAdd {
     fn body(self) -> anyhow::Result<AddLun> {
         // The server has a working directory of its own.
-        let file = std::path::absolute(&self.file)
-            .with_context(|| format!("the path of {}", self.file.display()))?;
-        let Some(file) = file.to_str() else {
-            bail!(
-                "{} is not UTF-8: give the file another name",
-                file.display()
-            );
+        let whole = |file: &Path| -> anyhow::Result<String> {
+            let path = std::path::absolute(file)
+                .with_context(|| format!("the path of {}", file.display()))?;
+            let Some(path) = path.to_str() else {
+                bail!(
+                    "{} is not UTF-8: give the file another name",
+                    path.display()
+                );
+            };
+            Ok(path.to_owned())
         };
         Ok(AddLun {
-            file: file.to_owned(),
+            file: self.file.as_deref().map(whole).transpose()?,
+            disk: self.disk,
             lun: self.lun,
             kind: self.kind.kind(),
             shared: self.shared,
@@ -383,7 +391,10 @@ fn details(target: &Target) -> String {
             lun.lun.to_string(),
             word(lun.kind).to_owned() + if lun.shared { ", shared" } else { "" },
             or_dash(lun.size_bytes.map(bytes)),
-            lun.file.clone(),
+            match &lun.disk {
+                Some(disk) => format!("disk {disk}"),
+                None => lun.file.clone(),
+            },
             lun.trouble.clone().unwrap_or_default(),
         ]
     });

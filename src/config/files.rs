@@ -4,8 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
-pub(crate) use crate::inventory::Chap;
 use crate::inventory::UnitKind;
+pub(crate) use crate::inventory::{Chap, UnitFormat};
 
 /// Where files are served when nobody says otherwise: to this host alone.
 pub(crate) const DEFAULT_PORTAL: SocketAddr =
@@ -29,8 +29,8 @@ pub(crate) struct ServedFiles {
     pub(crate) block_bytes: Option<u32>,
     /// What initiators must prove; `None`: nothing.
     pub(crate) chap: Option<Chap>,
-    /// Serve a file even where it looks like a container of another format.
-    pub(crate) as_it_is: bool,
+    /// What the files are; `None`: they are looked at.
+    pub(crate) format: Option<UnitFormat>,
     /// Level of the log.
     pub(crate) log_level: String,
 }

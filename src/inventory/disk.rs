@@ -215,6 +215,12 @@ impl Inventory {
         disk.ok_or_else(no_disk)
     }
 
+    /// The own disk whose file lies there, whatever the file is called.
+    pub(crate) fn own_disk_at(&self, path: &Path) -> Result<Option<OwnDisk>> {
+        let mut disks = self.own_disks()?.into_iter();
+        Ok(disks.find(|disk| same_file(&self.disks.path(disk), path)))
+    }
+
     /// Where an own disk's file lies.
     pub(crate) fn own_disk_path(&self, disk: &OwnDisk) -> PathBuf {
         self.disks.path(disk)
@@ -232,7 +238,15 @@ impl Inventory {
         {
             return Err(has_child(disk, above));
         }
-        let opening = self.own_disk_opening(disk, access)?;
+        let opening = Opening {
+            format: Some(disk.kind.format()),
+            access,
+            // One that is being taken in is not known yet, and has no parent.
+            parent_roots: match disk.parent {
+                Some(_) => self.own_disk_parents(disk.id)?,
+                None => Vec::new(),
+            },
+        };
         disk::open(&self.disks.path(disk), &opening).map_err(|error| match error {
             OpenError::Missing { path } => Error::Failed(format!(
                 "the file of disk {} is not there: put {} back",
@@ -243,19 +257,16 @@ impl Inventory {
         })
     }
 
-    fn own_disk_opening(&self, disk: &OwnDisk, access: Access) -> Result<Opening> {
+    /// Where the disks below an own disk lie.
+    pub(crate) fn own_disk_parents(&self, disk: Uuid) -> Result<Vec<PathBuf>> {
         let mut parent_roots = Vec::new();
-        let mut below = disk.parent;
+        let mut below = self.own_disk_of(disk)?.parent;
         while let Some(id) = below.filter(|_| parent_roots.len() < PARENTS_MAX) {
             let parent = self.own_disk_of(id)?;
             parent_roots.extend(self.disks.path(&parent).parent().map(Path::to_owned));
             below = parent.parent;
         }
-        Ok(Opening {
-            format: Some(disk.kind.format()),
-            access,
-            parent_roots,
-        })
+        Ok(parent_roots)
     }
 
     /// How large a disk is; `None` while somebody has it open, where that
@@ -365,18 +376,16 @@ impl Inventory {
             .map_err(|e| Error::Invalid(format!("cannot open {shown}: {e}")))?;
         let file = match path.strip_prefix(self.disks.root()) {
             Ok(inside) if inside.components().count() == 1 => inside.to_owned(),
-            _ => {
-                self.check_unit_file(&path, UnitKind::Disk)?;
-                path.clone()
-            }
+            _ => path.clone(),
         };
-        for other in self.own_disks()? {
-            if same_file(&self.disks.path(&other), &path) {
-                return Err(Error::Conflict(format!(
-                    "{shown} is the disk {} already",
-                    other.name
-                )));
-            }
+        if let Some(other) = self.own_disk_at(&path)? {
+            return Err(Error::Conflict(format!(
+                "{shown} is the disk {} already",
+                other.name
+            )));
+        }
+        if file.is_absolute() {
+            self.check_unit_file(&path, UnitKind::Disk)?;
         }
         files::require_free(&path)?;
         let kind = match kind {
@@ -403,7 +412,8 @@ impl Inventory {
     /// Refused while anybody uses it, by name.
     pub(crate) fn remove_own_disk(&self, id: Uuid) -> Result<()> {
         let disk = self.own_disk_of(id)?;
-        // Nobody begins to use it from here on, and nobody has it open.
+        self.store.read(|facts| require_unused(facts, &disk))?;
+        // Nobody has it open, and nobody opens it from here on.
         let _lock = self.disks.lock(&disk)?;
         self.disks.remove(&disk)
     }
@@ -448,13 +458,30 @@ fn require_new(facts: &Facts<'_>, name: &Name) -> Result<()> {
     Ok(())
 }
 
-/// Who writes a disk, in words.
+/// Who boots a disk or serves it, in words.
 fn writers(facts: &Facts<'_>, disk: Uuid) -> Result<Vec<String>> {
     let machine = facts.machine_of_disk(disk)?;
-    Ok(machine
-        .map(|machine| format!("machine {}", machine.name))
-        .into_iter()
-        .collect())
+    let machine = machine.map(|machine| format!("machine {}", machine.name));
+    let mut writers: Vec<String> = machine.into_iter().collect();
+    writers.extend(facts.units_of_disk(disk)?);
+    Ok(writers)
+}
+
+/// Refuses a LUN over a disk that a machine boots, or whose writing would harm
+/// what stands on it.
+pub(super) fn require_servable(facts: &Facts<'_>, id: Uuid, kind: UnitKind) -> Result<()> {
+    let disk = facts.disk(id)?.ok_or_else(no_disk)?;
+    if let Some(machine) = facts.machine_of_disk(id)? {
+        return Err(Error::Conflict(format!(
+            "disk {} is the disk of machine {}, which alone writes it: \
+             `diskless disk clone {} NEW` makes another",
+            disk.name, machine.name, disk.name
+        )));
+    }
+    match facts.disks_above(id)?.first() {
+        Some(above) if kind.is_writable() => Err(has_child(&disk, above)),
+        _ => Ok(()),
+    }
 }
 
 /// Who uses a disk, in words.
@@ -465,6 +492,17 @@ fn users(facts: &Facts<'_>, disk: Uuid) -> Result<Vec<String>> {
     Ok(users)
 }
 
+/// Refuses a disk that somebody uses, by name.
+fn require_unused(facts: &Facts<'_>, disk: &OwnDisk) -> Result<()> {
+    match users(facts, disk.id)?.first() {
+        Some(user) => Err(Error::Conflict(format!(
+            "disk {} is in use by {user}: take it away there first",
+            disk.name
+        ))),
+        None => Ok(()),
+    }
+}
+
 /// Refuses a machine whose disk somebody else writes, or stands on.
 pub(super) fn require_writer(facts: &Facts<'_>, machine: &Machine) -> Result<()> {
     let Some(Assignment::Disk(id)) = &machine.assignment else {
@@ -473,6 +511,12 @@ pub(super) fn require_writer(facts: &Facts<'_>, machine: &Machine) -> Result<()>
     let disk = facts.disk(*id)?.ok_or_else(no_disk)?;
     if let Some(above) = facts.disks_above(*id)?.first() {
         return Err(has_child(&disk, above));
+    }
+    if let Some(unit) = facts.units_of_disk(*id)?.first() {
+        return Err(Error::Conflict(format!(
+            "disk {} is {unit}: remove that first, for one machine or one LUN writes a disk",
+            disk.name
+        )));
     }
     match facts.machine_of_disk(*id)? {
         Some(other) if other.id != machine.id => Err(Error::Conflict(format!(

@@ -47,7 +47,7 @@ pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
 pub(crate) use spool::Spool;
 pub(crate) use store::{SavedEvent, Store, Survives};
-pub(crate) use target::{Chap, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitKind};
+pub(crate) use target::{Chap, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitFormat, UnitKind};
 
 /// All facts of one data directory, held locked while this lives.
 pub(crate) struct Inventory {

@@ -6,9 +6,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use disk::probe::{Format, VhdKind};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::disk::require_servable;
 use super::{Error, Inventory, Name, Result, Survives, now};
 
 /// Plain targets of one site.
@@ -57,8 +59,72 @@ pub(crate) struct Unit {
     pub(crate) sharing: Sharing,
     /// Logical blocks; `None`: what the kind, or the device, has.
     pub(crate) block_bytes: Option<u32>,
+    /// What the file is. Looked at when the unit was added: what initiators
+    /// have written since is theirs.
+    pub(crate) format: UnitFormat,
+    /// The own disk whose file it is.
+    pub(crate) disk: Option<Uuid>,
     /// When it was added.
     pub(crate) created: Timestamp,
+}
+
+/// What the file of a unit is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum UnitFormat {
+    /// The bytes of the disk or disc; or a drive.
+    #[default]
+    Raw,
+    /// VHD of any kind.
+    Vhd,
+    /// VHDX of any kind.
+    Vhdx,
+    /// qcow2, which is only read.
+    Qcow2,
+}
+
+impl UnitFormat {
+    /// One word, as saved and as the API spells it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            UnitFormat::Raw => "raw",
+            UnitFormat::Vhd => "vhd",
+            UnitFormat::Vhdx => "vhdx",
+            UnitFormat::Qcow2 => "qcow2",
+        }
+    }
+
+    /// The format a word stands for.
+    pub(crate) fn of_word(word: &str) -> Option<UnitFormat> {
+        [
+            UnitFormat::Raw,
+            UnitFormat::Vhd,
+            UnitFormat::Vhdx,
+            UnitFormat::Qcow2,
+        ]
+        .into_iter()
+        .find(|format| format.word() == word)
+    }
+
+    /// What a file that was looked at is served as, if it can be.
+    pub(crate) fn of_format(format: Format) -> Option<UnitFormat> {
+        match format {
+            Format::Raw | Format::Iso9660 => Some(UnitFormat::Raw),
+            Format::Vhd(_) => Some(UnitFormat::Vhd),
+            Format::Vhdx => Some(UnitFormat::Vhdx),
+            Format::Qcow2 => Some(UnitFormat::Qcow2),
+            _ => None,
+        }
+    }
+
+    /// As what the file is opened.
+    pub(crate) fn format(self) -> Format {
+        match self {
+            UnitFormat::Raw => Format::Raw,
+            UnitFormat::Vhd => Format::Vhd(VhdKind::Unknown),
+            UnitFormat::Vhdx => Format::Vhdx,
+            UnitFormat::Qcow2 => Format::Qcow2,
+        }
+    }
 }
 
 /// How many initiators may have a unit at once.
@@ -91,8 +157,10 @@ pub(crate) struct NewUnit {
     pub(crate) sharing: Sharing,
     /// See [`Unit`].
     pub(crate) block_bytes: Option<u32>,
-    /// Take it even where it looks like a container of another format.
-    pub(crate) as_it_is: bool,
+    /// What the file is to be taken as; `None`: it is looked at.
+    pub(crate) format: Option<UnitFormat>,
+    /// See [`Unit`].
+    pub(crate) disk: Option<Uuid>,
 }
 
 impl Inventory {
@@ -148,8 +216,8 @@ impl Inventory {
             .write(Survives::Power, |facts| facts.remove_target(id))
     }
 
-    /// Adds a unit to a target. That its file can be served is the caller's to
-    /// make sure of.
+    /// Adds a unit to a target. That its file can be served, and what it is, is
+    /// the caller's to make sure of.
     pub(crate) fn add_unit(&self, target: Uuid, new: NewUnit) -> Result<Unit> {
         self.store.write(Survives::Power, |facts| {
             let Some(owner) = facts.target(target)? else {
@@ -162,8 +230,13 @@ impl Inventory {
                 kind: new.kind,
                 sharing: new.sharing,
                 block_bytes: new.block_bytes,
+                format: new.format.unwrap_or_default(),
+                disk: new.disk,
                 created: now(),
             };
+            if let Some(disk) = unit.disk {
+                require_servable(facts, disk, unit.kind)?;
+            }
             facts.put_unit(target, &unit)?;
             Ok(unit)
         })
@@ -203,6 +276,13 @@ impl Inventory {
         if kind.is_writable() && is_image() {
             return refused(NEVER);
         }
+        if let Some(disk) = self.own_disk_at(file)? {
+            return Err(Error::Conflict(format!(
+                "{} is the disk {name}: serve it by that name (--disk {name})",
+                file.display(),
+                name = disk.name
+            )));
+        }
         let Ok(inside) = file.strip_prefix(&self.data) else {
             return Ok(());
         };
@@ -210,6 +290,7 @@ impl Inventory {
             Some("files") => Ok(()),
             Some("images") if kind.is_writable() => refused(NEVER),
             Some("images") => Ok(()),
+            Some("disks") => refused("it is an own disk: serve it by its name (--disk NAME)"),
             _ => refused("keep the files of your targets outside its data directory"),
         }
     }
@@ -407,7 +488,8 @@ mod tests {
             kind: UnitKind::Thin,
             sharing: Sharing::Many,
             block_bytes: Some(4096),
-            as_it_is: false,
+            format: None,
+            disk: None,
         }
     }
 

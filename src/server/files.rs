@@ -24,7 +24,7 @@ pub(crate) async fn serve_files(served: &ServedFiles) -> anyhow::Result<()> {
     let options = UnitOptions {
         kind: served.kind,
         block_bytes: served.block_bytes,
-        as_it_is: served.as_it_is,
+        format: served.format,
     };
     let mut units = Vec::with_capacity(served.files.len());
     for file in &served.files {

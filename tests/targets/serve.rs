@@ -271,6 +271,49 @@ fn what_is_wrong_is_said_with_what_to_do() {
 }
 
 #[test]
+fn containers_are_served_as_the_disks_they_hold() {
+    let directory = scratch();
+    let path = |name: &str| directory.path().join(name);
+    for (format, name) in [("vpc", "a.vhd"), ("vhdx", "a.vhdx")] {
+        let file = path(name);
+        let shown = file.to_str().unwrap();
+        let made = content("qemu-img", &["create", "-q", "-f", format, shown, "64M"]);
+        if made.is_none() {
+            return;
+        }
+        let serving = Serving::start(&[], &[&file]);
+        let write = ["-f", "raw", "-c", "write -P 0xa5 9M 1M", serving.url()];
+        let Some(said) = content("qemu-io", &write) else {
+            return;
+        };
+        assert!(!said.contains("failed"), "{said}");
+        let (status, log) = serving.program.end(Signal::TERM);
+        assert!(status.success(), "{log}");
+        let read = ["-f", format, "-c", "read -P 0xa5 9M 1M", shown];
+        let said = content("qemu-io", &read).unwrap();
+        assert!(
+            said.contains("read 1048576") && !said.contains("failed"),
+            "{said}"
+        );
+        if format == "vhdx" {
+            content("qemu-img", &["check", "-f", format, shown]).unwrap();
+        }
+    }
+    let (raw, qcow2) = (path("a.raw"), path("a.qcow2"));
+    fs::write(&raw, vec![0x5a; 1 << 20]).unwrap();
+    let (from, to) = (raw.to_str().unwrap(), qcow2.to_str().unwrap());
+    content("qemu-img", &["convert", "-O", "qcow2", from, to]).unwrap();
+    assert!(refusal(&[to]).contains("--read-only"));
+    let serving = Serving::start(&["--read-only"], &[&qcow2]);
+    let read = ["-r", "-f", "raw", "-c", "read -P 0x5a 0 1M", serving.url()];
+    let said = content("qemu-io", &read).unwrap();
+    assert!(
+        said.contains("read 1048576") && !said.contains("failed"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_port_or_a_file_that_is_taken_is_named() {
     let directory = scratch();
     let [a, b] = ["a.img", "b.img"].map(|name| sparse(directory.path(), name, 1));

@@ -7,11 +7,12 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{KindFlags, block_bytes, first_line};
-use crate::config::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles};
+use crate::config::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles, UnitFormat};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Serve {
-    /// Raw images, ISOs or block devices: LUN 0, 1, 2 and so on
+    /// Disk images (raw, VHD, VHDX; qcow2 with --read-only), ISOs or block
+    /// devices: LUN 0, 1, 2 and so on
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
@@ -76,7 +77,7 @@ impl Serve {
             kind: self.kind.kind().into(),
             block_bytes: self.block_size,
             chap,
-            as_it_is: self.raw,
+            format: self.raw.then_some(UnitFormat::Raw),
             log_level: self.log_level,
         })
     }

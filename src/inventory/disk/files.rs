@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FlockOperation, OFlags, SeekFrom, flock, seek};
 use uuid::Uuid;
 
-use super::{DiskKind, NewOwnDisk, OwnDisk, require_new, users};
+use super::{DiskKind, NewOwnDisk, OwnDisk, require_new, require_unused};
 use crate::inventory::store::{Store, Survives};
 use crate::inventory::{Error, Result, held, now, sync_directory};
 
@@ -166,12 +166,7 @@ impl Disks {
     pub(super) fn remove(&self, disk: &OwnDisk) -> Result<()> {
         let forget = || {
             self.store.write(Survives::Power, |facts| {
-                if let Some(user) = users(facts, disk.id)?.first() {
-                    return Err(Error::Conflict(format!(
-                        "disk {} is in use by {user}: take it away there first",
-                        disk.name
-                    )));
-                }
+                require_unused(facts, disk)?;
                 facts.remove_disk(disk.id)
             })
         };

@@ -98,4 +98,8 @@ pub(super) const MIGRATIONS: &[&str] = &[
         unflushed_in BLOB             -- the kernel's boot_id; NULL: nothing is unflushed
     ) STRICT;
 ",
+    "
+    ALTER TABLE units ADD COLUMN format TEXT NOT NULL DEFAULT 'raw';
+    ALTER TABLE units ADD COLUMN disk BLOB REFERENCES disks (id); -- whose file it is
+",
 ];

@@ -7,7 +7,7 @@ use rusqlite::{Row, params};
 use uuid::Uuid;
 
 use super::{Facts, read_name, read_time, read_word};
-use crate::inventory::{Chap, PlainTarget, Proof, Result, Sharing, Unit, UnitKind};
+use crate::inventory::{Chap, PlainTarget, Proof, Result, Sharing, Unit, UnitFormat, UnitKind};
 
 /// Plain targets.
 impl Facts<'_> {
@@ -59,7 +59,7 @@ impl Facts<'_> {
 
     fn units(&self, target: Uuid) -> Result<Vec<Unit>> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT id, lun, file, kind, shared, block_bytes, created
+            "SELECT id, lun, file, kind, shared, block_bytes, created, format, disk
              FROM units WHERE target = ?1 ORDER BY lun",
         )?;
         let rows = statement.query_map([target.into_bytes()], read_unit)?;
@@ -99,7 +99,11 @@ impl Facts<'_> {
     /// Puts a new unit down.
     pub(in crate::inventory) fn put_unit(&self, target: Uuid, unit: &Unit) -> Result<()> {
         self.connection
-            .prepare_cached("INSERT INTO units VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+            .prepare_cached(
+                "INSERT INTO units (id, target, lun, file, kind, shared, block_bytes, created, \
+                                    format, disk)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            )?
             .execute(params![
                 unit.id.into_bytes(),
                 target.into_bytes(),
@@ -109,8 +113,23 @@ impl Facts<'_> {
                 unit.sharing == Sharing::Many,
                 unit.block_bytes,
                 unit.created.as_microsecond(),
+                unit.format.word(),
+                unit.disk.map(Uuid::into_bytes),
             ])?;
         Ok(())
+    }
+
+    /// The LUNs that serve an own disk, in words.
+    pub(in crate::inventory) fn units_of_disk(&self, disk: Uuid) -> Result<Vec<String>> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT lun, name FROM units JOIN targets ON targets.id = units.target
+             WHERE disk = ?1 ORDER BY name, lun",
+        )?;
+        let rows = statement.query_map([disk.into_bytes()], |row| {
+            let (lun, target): (u16, String) = (row.get(0)?, row.get(1)?);
+            Ok(format!("LUN {lun} of {target}"))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Forgets a unit.
@@ -156,5 +175,7 @@ fn read_unit(row: &Row<'_>) -> rusqlite::Result<Unit> {
         },
         block_bytes: row.get(5)?,
         created: read_time(6, row.get(6)?)?,
+        format: read_word(row, 7, UnitFormat::of_word)?,
+        disk: row.get::<_, Option<[u8; 16]>>(8)?.map(Uuid::from_bytes),
     })
 }

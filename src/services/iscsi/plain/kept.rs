@@ -7,17 +7,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use iscsi::disk::{Access, Disk, DiskError, Raw};
+use disk::{Access, Disk, DiskError, Raw};
 use iscsi::{Identity, Iqn, LogicalUnit, ReservationFile, Sessions, Target};
 use uuid::Uuid;
 
-use super::unit::{open_disk, shaped};
+use super::unit::{Backing, open_disk, shaped};
 use super::{PlainTargets, UnitOptions, product};
 use crate::inventory::{
-    Error, Inventory, Name, NewUnit, PlainTarget, Proof, Result, Unit, UnitKind,
+    Error, Inventory, Name, NewUnit, PlainTarget, Proof, Result, Unit, UnitFormat, UnitKind,
 };
 use crate::services::iscsi::lock;
 
@@ -44,7 +44,7 @@ struct Served {
 /// The file of a unit.
 enum Opened {
     Disk {
-        raw: Arc<Raw>,
+        backing: Backing,
         file: FileId,
     },
     /// Why it is not served.
@@ -154,20 +154,38 @@ impl KeptTargets {
     pub(crate) fn add_unit(&self, target: &str, new: NewUnit) -> Result<Unit> {
         let _change = lock(&self.changes);
         let target = self.inventory.target(target)?;
-        let file = fs::canonicalize(&new.file).unwrap_or(new.file.clone());
-        self.inventory.check_unit_file(&file, new.kind)?;
+        let (file, format) = match new.disk {
+            Some(disk) => {
+                let disk = self.inventory.own_disk_of(disk)?;
+                let format = UnitFormat::of_format(disk.kind.format());
+                (self.inventory.own_disk_path(&disk), format)
+            }
+            None => {
+                let file = fs::canonicalize(&new.file).unwrap_or(new.file.clone());
+                self.inventory.check_unit_file(&file, new.kind)?;
+                (file, new.format)
+            }
+        };
         let options = UnitOptions {
             kind: new.kind,
             block_bytes: new.block_bytes,
-            as_it_is: new.as_it_is,
+            format,
         };
-        let opened = self.open(&file, options)?;
+        let opened = self.open(&file, options, new.disk)?;
+        let format = Some(opened.0.format);
         let is_exclusive = new.kind.is_exclusive(new.sharing);
         if is_exclusive {
             let alone = self.door.set_exclusive(&target.iqn, true);
             alone.map_err(|guests| several(&target, &guests))?;
         }
-        let added = self.inventory.add_unit(target.id, NewUnit { file, ..new });
+        let added = self.inventory.add_unit(
+            target.id,
+            NewUnit {
+                file,
+                format,
+                ..new
+            },
+        );
         let unit = match added {
             Ok(unit) => unit,
             Err(error) => {
@@ -210,7 +228,14 @@ impl KeptTargets {
         let _change = lock(&self.changes);
         let target = self.inventory.target(target)?;
         let unit = target.unit(lun)?;
-        let raw = self.raw(&target, unit)?;
+        let Some(raw) = self.raw(&target, unit)? else {
+            return Err(Error::Conflict(format!(
+                "{} is a {} file, and only a raw one grows while it is served: remove the LUN, \
+                 make the file larger, and add it again",
+                unit.file.display(),
+                unit.format.word()
+            )));
+        };
         let now_bytes = raw.geometry().size_bytes;
         if size_bytes < now_bytes {
             return Err(Error::Invalid(format!(
@@ -231,8 +256,11 @@ impl KeptTargets {
         let _change = lock(&self.changes);
         let target = self.inventory.target(target)?;
         let unit = target.unit(lun)?;
-        let Ok(raw) = self.raw(&target, unit) else {
-            return self.open_unit(&target, unit);
+        let raw = match self.raw(&target, unit) {
+            Ok(Some(raw)) => raw,
+            // A container says when it is opened how large it is.
+            Ok(None) => return Ok(()),
+            Err(_) => return self.open_unit(&target, unit),
         };
         if let Some(measured) = raw.measured().map_err(failed)? {
             if measured.geometry().size_bytes == 0 {
@@ -253,8 +281,8 @@ impl KeptTargets {
             .get(&target)
             .and_then(|served| served.units.get(&lun))
         {
-            Some(Opened::Disk { raw, .. }) => UnitState::Served {
-                size_bytes: raw.geometry().size_bytes,
+            Some(Opened::Disk { backing, .. }) => UnitState::Served {
+                size_bytes: backing.disk.geometry().size_bytes,
             },
             Some(Opened::Trouble(why)) => UnitState::Trouble(why.clone()),
             None => UnitState::Trouble("it has been removed".to_owned()),
@@ -348,14 +376,11 @@ impl KeptTargets {
         let options = UnitOptions {
             kind: unit.kind,
             block_bytes: unit.block_bytes,
-            // Looked at when it was added: what initiators have written since
-            // is theirs.
-            as_it_is: true,
+            format: Some(unit.format),
         };
-        // It may have become a link since.
-        let file = fs::canonicalize(&unit.file).unwrap_or(unit.file.clone());
-        let checked = self.inventory.check_unit_file(&file, unit.kind);
-        let opened = checked.and_then(|()| self.open(&file, options));
+        let opened = self
+            .file_of(unit)
+            .and_then(|file| self.open(&file, options, unit.disk));
         let attached = opened.and_then(|opened| self.attach(target, unit, opened));
         if let (Err(error), Some(served)) = (&attached, lock(&self.served).get_mut(&target.id)) {
             let trouble = Opened::Trouble(error.to_string());
@@ -364,7 +389,24 @@ impl KeptTargets {
         attached
     }
 
-    fn open(&self, file: &Path, options: UnitOptions) -> Result<(Raw, FileId)> {
+    /// Where a unit's file lies now.
+    fn file_of(&self, unit: &Unit) -> Result<PathBuf> {
+        if let Some(disk) = unit.disk {
+            let disk = self.inventory.own_disk_of(disk)?;
+            return Ok(self.inventory.own_disk_path(&disk));
+        }
+        // It may have become a link since.
+        let file = fs::canonicalize(&unit.file).unwrap_or(unit.file.clone());
+        self.inventory.check_unit_file(&file, unit.kind)?;
+        Ok(file)
+    }
+
+    fn open(
+        &self,
+        file: &Path,
+        options: UnitOptions,
+        disk: Option<Uuid>,
+    ) -> Result<(Backing, FileId)> {
         let id = FileId::of(file);
         if let Some(other) = id.and_then(|id| self.user_of(id, options.kind)) {
             return Err(Error::Conflict(format!(
@@ -373,9 +415,14 @@ impl KeptTargets {
                 file.display()
             )));
         }
-        let raw = open_disk(file, options).map_err(|e| Error::Conflict(format!("{e:#}")))?;
+        let parent_roots = match disk {
+            Some(disk) => self.inventory.own_disk_parents(disk)?,
+            None => Vec::new(),
+        };
+        let backing = open_disk(file, options, &parent_roots)
+            .map_err(|e| Error::Conflict(format!("{e:#}")))?;
         let id = id.ok_or_else(|| Error::Conflict(format!("{} is gone", file.display())))?;
-        Ok((raw, id))
+        Ok((backing, id))
     }
 
     /// Who has the file open in a way that excludes a unit of this kind.
@@ -383,8 +430,11 @@ impl KeptTargets {
         let served = lock(&self.served);
         served.values().find_map(|served| {
             let clashes = |opened: &&Opened| match opened {
-                Opened::Disk { raw, file: other } => {
-                    let writes = raw.access() == Access::ReadWrite;
+                Opened::Disk {
+                    backing,
+                    file: other,
+                } => {
+                    let writes = backing.disk.access() == Access::ReadWrite;
                     *other == file && (writes || kind.is_writable())
                 }
                 Opened::Trouble(_) => false,
@@ -394,11 +444,12 @@ impl KeptTargets {
         })
     }
 
-    fn attach(&self, target: &PlainTarget, unit: &Unit, opened: (Raw, FileId)) -> Result<()> {
-        let (raw, file) = opened;
-        let raw = Arc::new(raw);
-        let identity = Identity::new(*unit.id.as_bytes(), product(unit.kind));
-        let logical_unit = shaped(Arc::<Raw>::clone(&raw), unit.kind, identity);
+    fn attach(&self, target: &PlainTarget, unit: &Unit, opened: (Backing, FileId)) -> Result<()> {
+        let (backing, file) = opened;
+        // An own disk is recognised wherever it goes.
+        let id = unit.disk.unwrap_or(unit.id);
+        let identity = Identity::new(*id.as_bytes(), product(unit.kind));
+        let logical_unit = shaped(Arc::clone(&backing.disk), unit.kind, identity);
         self.keep_reservations(unit, &logical_unit)?;
         let mut all = lock(&self.served);
         let served = all.get_mut(&target.id).ok_or_else(gone)?;
@@ -406,7 +457,9 @@ impl KeptTargets {
             .target
             .attach(unit.lun, Arc::new(logical_unit))
             .map_err(|error| Error::Conflict(error.to_string()))?;
-        served.units.insert(unit.lun, Opened::Disk { raw, file });
+        served
+            .units
+            .insert(unit.lun, Opened::Disk { backing, file });
         Ok(())
     }
 
@@ -440,18 +493,18 @@ impl KeptTargets {
 
     /// Puts a disk of another size in a unit's place.
     fn replace(&self, target: &PlainTarget, unit: &Unit, raw: Raw) -> Result<()> {
-        let raw = Arc::new(raw);
-        let size_bytes = raw.geometry().size_bytes;
+        let backing = Backing::of_raw(raw);
+        let size_bytes = backing.disk.geometry().size_bytes;
         let mut all = lock(&self.served);
         let served = all.get_mut(&target.id).ok_or_else(gone)?;
         let before = served.target.unit(unit.lun).ok_or_else(gone)?;
-        let now: LogicalUnit = before.with_disk(Arc::<Raw>::clone(&raw));
+        let now: LogicalUnit = before.with_disk(Arc::clone(&backing.disk));
         served
             .target
             .replace(unit.lun, Arc::new(now))
             .map_err(|error| Error::Conflict(error.to_string()))?;
-        if let Some(Opened::Disk { raw: place, .. }) = served.units.get_mut(&unit.lun) {
-            *place = raw;
+        if let Some(Opened::Disk { backing: place, .. }) = served.units.get_mut(&unit.lun) {
+            *place = backing;
         }
         tracing::info!(
             target_name = target.iqn,
@@ -462,11 +515,12 @@ impl KeptTargets {
         Ok(())
     }
 
-    fn raw(&self, target: &PlainTarget, unit: &Unit) -> Result<Arc<Raw>> {
+    /// The raw disk of a unit that is served; `None` when it has another format.
+    fn raw(&self, target: &PlainTarget, unit: &Unit) -> Result<Option<Arc<Raw>>> {
         let served = lock(&self.served);
         let units = served.get(&target.id).map(|served| &served.units);
         match units.and_then(|units| units.get(&unit.lun)) {
-            Some(Opened::Disk { raw, .. }) => Ok(Arc::clone(raw)),
+            Some(Opened::Disk { backing, .. }) => Ok(backing.raw.clone()),
             Some(Opened::Trouble(why)) => Err(Error::Conflict(format!(
                 "LUN {} is not served: {why}",
                 unit.lun
@@ -505,10 +559,10 @@ fn several(target: &PlainTarget, guests: &[String]) -> Error {
 }
 
 fn flush(opened: Opened) {
-    if let Opened::Disk { raw, .. } = opened
-        && let Err(error) = raw.flush()
+    if let Opened::Disk { backing, .. } = opened
+        && let Err(error) = backing.disk.flush()
     {
-        tracing::error!(file = %raw.path().display(), %error, "flushing it");
+        tracing::error!(%error, "flushing a disk");
     }
 }
 

@@ -196,7 +196,8 @@ impl Lab {
             kind,
             sharing: Sharing::One,
             block_bytes: None,
-            as_it_is: false,
+            format: None,
+            disk: None,
         };
         Ok(self.kept().add_unit(target, new)?.lun)
     }
@@ -389,4 +390,85 @@ fn a_golden_image_is_read_and_never_written_whatever_it_is_called() {
         assert!(refusal.to_string().contains("never written"), "{refusal}");
         inventory.check_unit_file(path, UnitKind::ReadOnly).unwrap();
     }
+}
+
+#[test]
+fn a_vhd_is_served_as_the_disk_it_holds_and_after_a_restart_too() {
+    let mut lab = Lab::new();
+    let iqn = lab.add("data");
+    let file = lab.directory.path().join("a.vhd");
+    let new = disk::NewDisk {
+        format: disk::NewFormat::VhdDynamic,
+        size_bytes: 64 << 20,
+        logical_block_bytes: 512,
+    };
+    drop(disk::create(&file, &new).unwrap());
+    lab.lun("data", &file, UnitKind::Thin).unwrap();
+    let unit = lab.attach(&iqn).target.unit(0).unwrap();
+    assert_eq!(unit.disk().geometry().size_bytes, 64 << 20);
+    unit.disk().write(8 << 20, &[7; 512]).unwrap();
+    drop(unit);
+    let refusal = lab.kept().resize_unit("data", 0, 128 << 20).unwrap_err();
+    assert!(refusal.to_string().contains("vhd file"), "{refusal}");
+    lab.kept().rescan_unit("data", 0).unwrap();
+    lab.restart();
+    let unit = lab.attach(&iqn).target.unit(0).unwrap();
+    let mut bytes = [0; 512];
+    unit.disk().read(8 << 20, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 512]);
+}
+
+#[test]
+fn an_own_disk_is_one_luns_or_one_machines() {
+    use crate::inventory::{Assignment, DiskFormat, MachineChange, NewOwnDisk};
+    let mut lab = Lab::new();
+    let iqn = lab.add("data");
+    let inventory = Arc::clone(lab.inventory.as_ref().unwrap());
+    let new = NewOwnDisk {
+        name: Name::parse("win").unwrap(),
+        comment: String::new(),
+    };
+    let own = inventory
+        .create_own_disk(new, DiskFormat::Vhd, 64 << 20)
+        .unwrap();
+    // Not by its path: only its name says what it is.
+    let path = inventory.own_disk_path(&own);
+    let refusal = lab.lun("data", &path, UnitKind::Disk).unwrap_err();
+    assert!(refusal.to_string().contains("--disk win"), "{refusal}");
+    let lun = || NewUnit {
+        lun: None,
+        file: PathBuf::new(),
+        kind: UnitKind::Disk,
+        sharing: Sharing::One,
+        block_bytes: None,
+        format: None,
+        disk: Some(own.id),
+    };
+    lab.kept().add_unit("data", lun()).unwrap();
+    let refusal = lab.kept().add_unit("data", lun()).unwrap_err();
+    assert!(refusal.to_string().contains("LUN 0 of"), "{refusal}");
+    let machine = inventory
+        .enrol(crate::inventory::tests::mac(1), None, None)
+        .unwrap();
+    let change = || MachineChange {
+        assignment: Some(Some(Assignment::Disk(own.id))),
+        ..MachineChange::default()
+    };
+    for refusal in [
+        inventory.set_machine(machine.id, change()).map(drop),
+        inventory.remove_own_disk(own.id).map(drop),
+    ] {
+        let refusal = refusal.unwrap_err().to_string();
+        assert!(refusal.contains("LUN 0 of data"), "{refusal}");
+    }
+    drop(inventory);
+    lab.restart();
+    let unit = lab.attach(&iqn).target.unit(0).unwrap();
+    assert_eq!(unit.disk().geometry().size_bytes, 64 << 20);
+    drop(unit);
+    lab.kept().remove_unit("data", 0, false).unwrap();
+    let inventory = lab.inventory.as_ref().unwrap();
+    inventory.set_machine(machine.id, change()).unwrap();
+    let refusal = lab.kept().add_unit("data", lun()).unwrap_err().to_string();
+    assert!(refusal.contains("the disk of machine"), "{refusal}");
 }

@@ -4,14 +4,14 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use iscsi::disk::{Access, Disk, DiskError, Raw, RawOptions, SharedDisk, probe};
+use disk::{Access, Disk, DiskError, OpenError, Opening, Raw, RawOptions, SharedDisk, probe};
 use iscsi::{Device, Identity, LogicalUnit, Medium, Provisioning, Shape};
 
-use crate::inventory::UnitKind;
+use crate::inventory::{UnitFormat, UnitKind};
 
 /// Block of a CD or DVD.
 const OPTICAL_BLOCK_BYTES: u32 = 2048;
@@ -23,8 +23,30 @@ pub(crate) struct UnitOptions {
     pub(crate) kind: UnitKind,
     /// Logical blocks; `None`: what the kind, or the device, has.
     pub(crate) block_bytes: Option<u32>,
-    /// Whether it may look like a container of another format.
-    pub(crate) as_it_is: bool,
+    /// What it is; `None`: it is looked at.
+    pub(crate) format: Option<UnitFormat>,
+}
+
+/// A file or drive, open.
+pub(super) struct Backing {
+    /// What is served.
+    pub(super) disk: SharedDisk,
+    /// The same, where its bytes are the disk's: such a one grows while it is
+    /// open.
+    pub(super) raw: Option<Arc<Raw>>,
+    /// What it is.
+    pub(super) format: UnitFormat,
+}
+
+impl Backing {
+    pub(super) fn of_raw(raw: Raw) -> Backing {
+        let raw = Arc::new(raw);
+        Backing {
+            disk: Arc::clone(&raw) as SharedDisk,
+            raw: Some(raw),
+            format: UnitFormat::Raw,
+        }
+    }
 }
 
 /// Opens a file or drive as a logical unit. What is wrong is said with what to
@@ -34,8 +56,8 @@ pub(crate) fn open_unit(
     options: UnitOptions,
     identity: Identity,
 ) -> anyhow::Result<LogicalUnit> {
-    let disk = open_disk(path, options)?;
-    Ok(shaped(Arc::new(disk), options.kind, identity))
+    let backing = open_disk(path, options, &[])?;
+    Ok(shaped(backing.disk, options.kind, identity))
 }
 
 /// A unit of a kind over a disk.
@@ -76,8 +98,13 @@ fn shape(kind: UnitKind) -> Shape {
     }
 }
 
-/// Opens a file or drive. What is wrong is said with what to do about it.
-pub(super) fn open_disk(path: &Path, options: UnitOptions) -> anyhow::Result<Raw> {
+/// Opens a file or drive. Parents of a differencing disk are looked for beside
+/// it and in `parent_roots`. What is wrong is said with what to do about it.
+pub(super) fn open_disk(
+    path: &Path,
+    options: UnitOptions,
+    parent_roots: &[PathBuf],
+) -> anyhow::Result<Backing> {
     let shown = path.display();
     let kind = match fs::metadata(path) {
         Ok(metadata) => metadata.file_type(),
@@ -92,11 +119,22 @@ pub(super) fn open_disk(path: &Path, options: UnitOptions) -> anyhow::Result<Raw
     if !kind.is_file() && !kind.is_block_device() {
         bail!("{shown} is neither a file nor a block device");
     }
-    if !options.as_it_is {
-        let format = probe::probe(path).map_err(|error| explained(path, error))?;
-        if let Some(advice) = format.advice(path) {
-            bail!("{advice}");
+    let format = match options.format {
+        Some(format) => format,
+        None => {
+            let found = probe::probe(path).map_err(|error| explained(path, error))?;
+            match UnitFormat::of_format(found) {
+                Some(format) => format,
+                None => bail!("{}", found.advice(path).unwrap_or_default()),
+            }
         }
+    };
+    let access = match options.kind.is_writable() {
+        true => Access::ReadWrite,
+        false => Access::ReadOnly,
+    };
+    if format != UnitFormat::Raw {
+        return open_container(path, format, access, options, parent_roots);
     }
     let block_bytes = match options.kind {
         UnitKind::Optical => Some(OPTICAL_BLOCK_BYTES),
@@ -105,10 +143,7 @@ pub(super) fn open_disk(path: &Path, options: UnitOptions) -> anyhow::Result<Raw
     let raw = Raw::open_with(
         path,
         RawOptions {
-            access: match options.kind.is_writable() {
-                true => Access::ReadWrite,
-                false => Access::ReadOnly,
-            },
+            access,
             logical_block_bytes: block_bytes,
         },
     )
@@ -116,7 +151,47 @@ pub(super) fn open_disk(path: &Path, options: UnitOptions) -> anyhow::Result<Raw
     if raw.geometry().size_bytes == 0 {
         bail!("{shown} is empty: to make it a disk of 10 GiB, truncate -s 10G {shown}");
     }
-    Ok(raw)
+    Ok(Backing::of_raw(raw))
+}
+
+/// Opens a VHD, VHDX or qcow2.
+fn open_container(
+    path: &Path,
+    format: UnitFormat,
+    access: Access,
+    options: UnitOptions,
+    parent_roots: &[PathBuf],
+) -> anyhow::Result<Backing> {
+    let (shown, word) = (path.display(), format.word());
+    if options.kind == UnitKind::Optical {
+        bail!("{shown} is a {word} file, and the disc of a CD or DVD drive is an ISO");
+    }
+    if options.block_bytes.is_some() {
+        bail!("{shown} is a {word} file, which says itself how large its blocks are");
+    }
+    if format == UnitFormat::Qcow2 && access == Access::ReadWrite {
+        bail!(
+            "{shown} is a qcow2 file, which is only read: serve it read-only (--read-only), or \
+             make a disk of it (diskless disk import NAME {shown}, or qemu-img convert -O raw \
+             {shown} {})",
+            path.with_extension("raw").display()
+        );
+    }
+    let opening = Opening {
+        format: Some(format.format()),
+        access,
+        parent_roots: parent_roots.to_vec(),
+    };
+    let disk = disk::open(path, &opening).map_err(|error| match error {
+        OpenError::Disk(error) => explained(path, error),
+        OpenError::InUse { path } => in_use(&path),
+        other => other.into(),
+    })?;
+    Ok(Backing {
+        disk,
+        raw: None,
+        format,
+    })
 }
 
 /// What a disk's refusal to open means to an operator.
@@ -134,10 +209,7 @@ fn explained(path: &Path, error: DiskError) -> anyhow::Error {
         }
         io::ErrorKind::PermissionDenied => "this user may not read it: change its permissions",
         io::ErrorKind::ResourceBusy => {
-            return anyhow::anyhow!(
-                "{shown} is in use: another program or target writes it, or reads what would be \
-                 written here; end that one, or serve it read-only in both (--read-only)"
-            );
+            return in_use(path);
         }
         _ if source.raw_os_error() == Some(rustix::io::Errno::NOMEDIUM.raw_os_error()) => {
             "there is no disc in the drive"
@@ -145,4 +217,12 @@ fn explained(path: &Path, error: DiskError) -> anyhow::Error {
         _ => return error.into(),
     };
     anyhow::anyhow!("{shown}: {source}: {what_to_do}")
+}
+
+fn in_use(path: &Path) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{} is in use: another program or target writes it, or reads what would be written here; \
+         end that one, or serve it read-only in both (--read-only)",
+        path.display()
+    )
 }
