@@ -3,6 +3,7 @@
 #   make demo [FIRMWARE=uefi] [KEEP=1]   a PC without a disk boots Debian
 #   make test                            all that CI runs
 #   make bench-iscsi                     our iSCSI target and tgt side by side
+#   make bench-disk                      overlays and disk formats beside a raw file
 #   make instructions                    records the instructions an operation takes
 #
 # Packages are installed by lab/setup.sh, only those that are missing, and it says which.
@@ -17,7 +18,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all crash crash-proofs kill conformance fuzz bench-iscsi instructions check-instructions format lint setup
+.PHONY: demo console clean-demo test test-all crash crash-proofs kill conformance fuzz bench-iscsi bench-disk instructions check-instructions format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -87,6 +88,13 @@ bench-iscsi:
 	@sh benches/setup.sh
 	$(CARGO) build --release --locked --package bench
 	@$(if $(filter 0,$(shell id -u)),,sudo) "$${CARGO_TARGET_DIR:-target}/release/bench" iscsi --rounds $(ROUNDS) --home "$${CARGO_TARGET_DIR:-target}" --cold-home "$${CARGO_TARGET_DIR:-target}" --out docs/bench
+
+# Overlays, restore points, clones, formats: minutes; needs 4 GB of memory and of
+# disk where the build lies; the tables go to docs/bench.
+bench-disk: ROUNDS ?= 5
+bench-disk:
+	$(CARGO) build --release --locked --package bench
+	@"$${CARGO_TARGET_DIR:-target}/release/bench" disk --rounds $(ROUNDS) --home "$${CARGO_TARGET_DIR:-target}" --out docs/bench
 
 # Instructions per operation, counted by valgrind: compared in every test, with
 # room for another compiler; recorded anew by whoever has changed them.

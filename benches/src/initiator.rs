@@ -67,7 +67,8 @@ impl Order {
         Order::Shuffled(order)
     }
 
-    fn next(&mut self, places: u32) -> Option<u32> {
+    /// The next place below `places`.
+    pub(crate) fn next(&mut self, places: u32) -> Option<u32> {
         match self {
             Order::Random(dice) => {
                 let places = usize::try_from(places).unwrap_or(usize::MAX);

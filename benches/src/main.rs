@@ -1,9 +1,11 @@
-//! Benchmarks of the iSCSI target: side by side with tgt, and instructions
-//! per operation.
+//! Benchmarks: the iSCSI target side by side with tgt, overlays and formats
+//! beside a raw file, and instructions per operation.
 //!
 //! `bench iscsi [--rounds N] [--seconds S] [--cells TEXT] [--home DIR] [--cold-home
 //! DIR] [--pinned yes] [--out DIR]`:
 //! ours and tgt in turn, as `make bench-iscsi` does; needs root.
+//! `bench disk [--rounds N] [--cells TEXT] [--home DIR] [--out DIR]`: overlays and
+//! formats, as `make bench-disk` does.
 //! `bench instructions check|update FILE`: counts against those recorded.
 //! `bench serve raw|overlay HOME`: the target of ours that is measured.
 //! `bench load PORTAL TARGET LUN read|write BYTES DEPTH SECONDS`: one load on
@@ -11,6 +13,7 @@
 
 mod cells;
 mod checks;
+mod disk;
 mod floor;
 mod initiator;
 mod instructions;
@@ -42,11 +45,14 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["serve", subject, home] => peer::serve(subject, Path::new(home)),
         ["iscsi", options @ ..] => Options::parse(options).and_then(|options| compare(&options)),
+        ["disk", options @ ..] => {
+            Options::parse(options).and_then(|options| disk::compare(&options))
+        }
         ["instructions", "check", file] => instructions::run(Purpose::Check, Path::new(file)),
         ["instructions", "update", file] => instructions::run(Purpose::Update, Path::new(file)),
         ["load", load @ ..] => run_load(load),
         _ => Err(io::Error::other(
-            "iscsi [OPTIONS] | instructions check|update FILE | serve SUBJECT HOME | load ...",
+            "iscsi [OPTIONS] | disk [OPTIONS] | instructions check|update FILE | serve SUBJECT HOME | load ...",
         )),
     };
     match done {

@@ -1,0 +1,258 @@
+//! Reads and writes of 4 KiB, all in the page cache.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use disk::{Access, Disk, NewDisk, NewFormat, Opening, Raw, SharedDisk};
+
+use super::stage::{BLOCK_BYTES, Stage, full_file, sparse_file};
+use super::{Cell, Cost, Found, Goal, Player, beside, take_turns};
+use crate::initiator::Order;
+
+/// The disk that is read.
+const READ_BYTES: u64 = 256 << 20;
+/// The disk that is written.
+const WRITTEN_BYTES: u64 = 512 << 20;
+/// Reads of one turn, and turns of a round.
+const READS: u32 = 4_000;
+const READ_TURNS: u32 = 10;
+/// Writes of one turn; then comes a flush.
+const WRITES: u32 = 500;
+/// Turns of a round: as many of fresh writes, then of overwrites.
+const WRITE_TURNS: u32 = 12;
+/// Restore points below what is read and written.
+const POINTS: [u32; 3] = [1, 16, 256];
+
+/// Reads through image and overlay, with restore points and without.
+pub(super) fn reads(home: &Path, rounds: usize, found: &mut Found) -> io::Result<()> {
+    let image = home.join("image.raw");
+    full_file(&image, READ_BYTES)?;
+    let raw = home.join("disk.raw");
+    full_file(&raw, READ_BYTES)?;
+    let raw: SharedDisk = Arc::new(Raw::open(&raw, Access::ReadWrite).map_err(io::Error::other)?);
+    let stage = Stage::new(home, &image)?;
+    let mut disks = vec![("raw".to_owned(), raw)];
+    let overlay = Arc::new(stage.with_points("none", 0)?);
+    disks.push(("image + overlay".to_owned(), overlay));
+    for points in POINTS {
+        let name = counted(points);
+        let overlay = Arc::new(stage.with_points(&name, points)?);
+        disks.push((name, overlay));
+    }
+    let costs = read_in_turns(&disks, rounds)?;
+    for (number, (name, _)) in disks.iter().enumerate().skip(1) {
+        found.cell(Cell {
+            name: format!("4 KiB random read, {name}"),
+            against: "raw file",
+            goal: Goal::Cpu(1.15),
+            samples: beside(&costs[0], &costs[number]),
+        });
+    }
+    among_points("4 KiB random read", &costs[2..], found);
+    Ok(())
+}
+
+/// Reads of formats that are served in place.
+pub(super) fn formats(home: &Path, rounds: usize, found: &mut Found) -> io::Result<()> {
+    let raw = home.join("disk.raw");
+    full_file(&raw, READ_BYTES)?;
+    let raw: SharedDisk = Arc::new(Raw::open(&raw, Access::ReadOnly).map_err(io::Error::other)?);
+    let mut disks = vec![("raw".to_owned(), raw.clone())];
+    for (name, file, format) in [
+        ("VHD fixed", "fixed.vhd", NewFormat::VhdFixed),
+        ("VHD dynamic", "dynamic.vhd", NewFormat::VhdDynamic),
+        ("VHDX fixed", "fixed.vhdx", NewFormat::VhdxFixed),
+        ("VHDX dynamic", "dynamic.vhdx", NewFormat::VhdxDynamic),
+    ] {
+        let path = home.join(file);
+        let new = NewDisk {
+            format,
+            size_bytes: READ_BYTES,
+            logical_block_bytes: 512,
+        };
+        let disk = disk::create(&path, &new).map_err(io::Error::other)?;
+        fill(&*raw, &*disk)?;
+        drop(disk);
+        let opening = Opening::new(Access::ReadOnly);
+        let disk = disk::open(&path, &opening).map_err(io::Error::other)?;
+        disks.push((name.to_owned(), disk));
+    }
+    let costs = read_in_turns(&disks, rounds)?;
+    for (number, (name, _)) in disks.iter().enumerate().skip(1) {
+        found.cell(Cell {
+            name: format!("4 KiB random read, {name}"),
+            against: "raw file",
+            goal: Goal::Cpu(1.2),
+            samples: beside(&costs[0], &costs[number]),
+        });
+    }
+    Ok(())
+}
+
+/// Fresh writes and overwrites, a flush behind every [`WRITES`] of them.
+pub(super) fn writes(home: &Path, rounds: usize, found: &mut Found) -> io::Result<()> {
+    let image = home.join("image.raw");
+    full_file(&image, WRITTEN_BYTES)?;
+    let full = home.join("full.raw");
+    full_file(&full, WRITTEN_BYTES)?;
+    let full: SharedDisk = Arc::new(Raw::open(&full, Access::ReadWrite).map_err(io::Error::other)?);
+    let stage = Stage::new(home, &image)?;
+    for points in POINTS {
+        drop(stage.with_points(&format!("of {points}"), points)?);
+    }
+    let mut fresh: Vec<Vec<Cost>> = vec![Vec::new(); 3 + POINTS.len()];
+    let mut over = fresh.clone();
+    for round in 0..rounds {
+        let sparse = home.join(format!("sparse-{round}.raw"));
+        sparse_file(&sparse, WRITTEN_BYTES)?;
+        let sparse = Raw::open(&sparse, Access::ReadWrite).map_err(io::Error::other)?;
+        let mut disks: Vec<SharedDisk> = vec![
+            full.clone(),
+            Arc::new(sparse),
+            Arc::new(stage.create(&format!("none, {round}"))?),
+        ];
+        for points in POINTS {
+            let name = format!("{points}, {round}");
+            stage.branch(&format!("of {points}"), points - 1, &name)?;
+            disks.push(Arc::new(stage.open(&name)?));
+        }
+        let seed = u64::try_from(round).unwrap_or(0) + 1;
+        let all = write_in_turns(&disks, seed)?;
+        for (number, costs) in all.into_iter().enumerate() {
+            let (first, second) = costs.split_at(WRITE_TURNS as usize);
+            fresh[number].extend(first);
+            over[number].extend(second);
+        }
+    }
+    let kinds = [("fresh", 1.25, &fresh), ("over", 1.1, &over)];
+    for (kind, most, costs) in kinds {
+        let name = match kind {
+            "fresh" => "4 KiB random fresh write",
+            _ => "4 KiB random overwrite",
+        };
+        let overlays = ["image + overlay".to_owned()].into_iter();
+        let overlays = overlays.chain(POINTS.map(counted));
+        for (what, this) in overlays.zip(&costs[2..]) {
+            for (against, other) in [
+                ("raw file, all of it written", &costs[0]),
+                ("raw file, sparse", &costs[1]),
+            ] {
+                found.cell(Cell {
+                    name: format!("{name}, {what}"),
+                    against,
+                    goal: Goal::Cpu(most),
+                    samples: beside(other, this),
+                });
+            }
+        }
+        among_points(name, &costs[3..], found);
+    }
+    Ok(())
+}
+
+/// More restore points against one.
+fn among_points(what: &str, costs: &[Vec<Cost>], found: &mut Found) {
+    for (points, costs_of_more) in POINTS.iter().zip(costs).skip(1) {
+        found.cell(Cell {
+            name: format!("{what}, {}", counted(*points)),
+            against: "1 restore point",
+            goal: Goal::Cpu(1.05),
+            samples: beside(&costs[0], costs_of_more),
+        });
+    }
+}
+
+/// Random reads of all disks, which hold the same, by turns.
+fn read_in_turns(disks: &[(String, SharedDisk)], rounds: usize) -> io::Result<Vec<Vec<Cost>>> {
+    let places = places(READ_BYTES)?;
+    let player = |(name, disk): &(String, SharedDisk)| -> Player<'_> {
+        let disk = disk.clone();
+        let mut block = [0; 4096];
+        let play = move |turn: u32| {
+            let mut order = Order::Random(u64::from(turn));
+            Cost::of(READS, || {
+                for _ in 0..READS {
+                    let place = order.next(places).unwrap_or(0);
+                    disk.read(u64::from(place) * BLOCK_BYTES, &mut block)
+                        .map_err(io::Error::other)?;
+                }
+                Ok(())
+            })
+        };
+        (name.clone(), Box::new(play))
+    };
+    let mut players: Vec<Player<'_>> = disks.iter().map(player).collect();
+    let mut all = vec![Vec::new(); players.len()];
+    for _ in 0..rounds {
+        for (_, disk) in disks {
+            warm(&**disk)?;
+        }
+        let costs = take_turns(&mut players, READ_TURNS)?;
+        for (all, costs) in all.iter_mut().zip(costs) {
+            all.extend(costs);
+        }
+    }
+    Ok(all)
+}
+
+/// Brings a disk into the page cache, and its owner table into memory.
+fn warm(disk: &dyn Disk) -> io::Result<()> {
+    let mut piece = vec![0; 1 << 20];
+    for at in (0..disk.geometry().size_bytes).step_by(piece.len()) {
+        disk.read(at, &mut piece).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn counted(points: u32) -> String {
+    match points {
+        1 => "1 restore point".to_owned(),
+        _ => format!("{points} restore points"),
+    }
+}
+
+/// Writes every one of some places once, then every one again.
+fn write_in_turns(disks: &[SharedDisk], seed: u64) -> io::Result<Vec<Vec<Cost>>> {
+    let places = places(WRITTEN_BYTES)?;
+    let mut order = Order::shuffled(places, seed);
+    let mut next = || order.next(places).unwrap_or(0);
+    let first: Vec<u32> = (0..WRITE_TURNS * WRITES).map(|_| next()).collect();
+    // The same places, but those of one turn in many others.
+    let mut second = first.clone();
+    second.sort_unstable_by_key(|place| place.wrapping_mul(0x9e37_79b9));
+    let turns: Vec<&[u32]> = [&first, &second]
+        .into_iter()
+        .flat_map(|places| places.chunks(WRITES as usize))
+        .collect();
+    let player = |disk: &SharedDisk| -> Player<'_> {
+        let (disk, turns) = (disk.clone(), &turns);
+        let play = move |turn: u32| {
+            let block = [u8::try_from(turn % 251).unwrap_or(0) + 1; 4096];
+            Cost::of(WRITES, || {
+                for place in turns[turn as usize] {
+                    disk.write(u64::from(*place) * BLOCK_BYTES, &block)
+                        .map_err(io::Error::other)?;
+                }
+                disk.flush().map_err(io::Error::other)
+            })
+        };
+        (String::new(), Box::new(play))
+    };
+    let mut players: Vec<Player<'_>> = disks.iter().map(player).collect();
+    take_turns(&mut players, 2 * WRITE_TURNS)
+}
+
+fn places(bytes: u64) -> io::Result<u32> {
+    u32::try_from(bytes / BLOCK_BYTES).map_err(io::Error::other)
+}
+
+/// Copies a disk, no zeros left out.
+fn fill(source: &dyn Disk, target: &dyn Disk) -> io::Result<()> {
+    let mut piece = vec![0; 4096];
+    for at in (0..READ_BYTES).step_by(4096) {
+        source.read(at, &mut piece).map_err(io::Error::other)?;
+        target.write(at, &piece).map_err(io::Error::other)?;
+    }
+    target.flush().map_err(io::Error::other)
+}
