@@ -30,9 +30,9 @@ pub(crate) enum Op {
     Reserve(Node, u64),
     /// A file's contents, or a directory's names, made durable.
     Sync(Node),
-    /// A file's sync that failed: what it was to make durable no later one will,
-    /// for the kernel takes the pages for clean. Names are no pages: they stay
-    /// to be synced.
+    /// A file's sync that failed: the bytes it was to make durable no later one
+    /// will, for the kernel takes the pages for clean. Names and lengths are no
+    /// pages: they stay to be synced.
     SyncFailed(Node),
     /// A question about writeback; changes nothing.
     WritebackError,
@@ -112,6 +112,12 @@ impl Recorder {
         hook: impl Fn(&Op, &str) -> io::Result<()> + Send + Sync + 'static,
     ) {
         *self.hook.lock().unwrap() = Some(Arc::new(Box::new(hook)));
+    }
+
+    /// Whether a sync of a file has failed so far.
+    pub(crate) fn has_failed_sync(&self) -> bool {
+        let failed = |event: &Event| matches!(event.op, Op::SyncFailed(_));
+        self.state().events.iter().any(failed)
     }
 
     pub(crate) fn has_hook(&self) -> bool {

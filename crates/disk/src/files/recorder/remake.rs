@@ -32,7 +32,7 @@ impl Recorder {
         let mut files: BTreeMap<Node, Contents> = BTreeMap::new();
         let mut names: BTreeMap<Node, BTreeMap<String, Node>> = BTreeMap::new();
         for (index, event) in events.iter().enumerate() {
-            let is_durable = |node: Node| syncs.cover(node, index, event.ended);
+            let is_durable = |node: Node| syncs.cover(node, event.ended);
             match &event.op {
                 Op::Names(edits) => {
                     if edits.iter().all(|(dir, ..)| is_durable(*dir)) || fate() {
@@ -46,7 +46,7 @@ impl Recorder {
                     }
                 }
                 Op::Write(node, offset, bytes) => {
-                    let durable = is_durable(*node);
+                    let durable = is_durable(*node) && !syncs.fail(*node, index, event.ended);
                     let file = files.entry(*node).or_default();
                     if durable {
                         file.write(*offset, bytes);
@@ -114,17 +114,23 @@ impl Syncs {
         syncs
     }
 
-    /// Whether an operation on `node` that began as event `begun` is durable:
-    /// a sync began after its end, and none failed before that one.
-    fn cover(&self, node: Node, begun: usize, ended: Option<usize>) -> bool {
-        let (Some(ended), Some(done)) = (ended, self.done.get(&node)) else {
-            return false;
-        };
-        let Some(sync) = done.get(done.partition_point(|sync| *sync < ended)) else {
-            return false;
-        };
+    /// The first sync of `node` that began after an operation had ended.
+    fn first(&self, node: Node, ended: Option<usize>) -> Option<usize> {
+        let (ended, done) = (ended?, self.done.get(&node)?);
+        done.get(done.partition_point(|sync| *sync < ended))
+            .copied()
+    }
+
+    /// Whether an operation on `node` was synced.
+    fn cover(&self, node: Node, ended: Option<usize>) -> bool {
+        self.first(node, ended).is_some()
+    }
+
+    /// Whether a sync of what was written by event `begun` had failed before.
+    fn fail(&self, node: Node, begun: usize, ended: Option<usize>) -> bool {
+        let first = self.first(node, ended).unwrap_or(usize::MAX);
         let failed = self.failed.get(&node);
-        !failed.is_some_and(|failed| failed.iter().any(|f| begun < *f && f < sync))
+        failed.is_some_and(|failed| failed.iter().any(|f| begun < *f && *f < first))
     }
 }
 

@@ -118,12 +118,13 @@ impl<S: Subject> Case<S> {
         site.check_answered()
             .and_then(|()| site.subject.judge_death(site))
             .map_err(|e| about(format!("after a death: {e}")))?;
-        for moment in [
-            *met,
-            met + dice.below(died - met + 1),
-            died,
-            site.recorder.moment(),
-        ] {
+        let mut moments = vec![*met, met + dice.below(died - met + 1), died];
+        // What a failed sync has lost, which the kernel shows on, the next
+        // process cannot know.
+        if !site.recorder.has_failed_sync() {
+            moments.push(site.recorder.moment());
+        }
+        for moment in moments {
             let kept_in_16 = [0, 8, 16][dice.below(3)];
             site.try_lose_power(moment, &mut || dice.below(16) < kept_in_16)
                 .map_err(&about)?;

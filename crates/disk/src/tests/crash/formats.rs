@@ -225,9 +225,22 @@ impl Subject for VhdxOf {
 mod vhdx_files {
     use std::sync::Arc;
 
-    use super::super::{die_everywhere, is_sync_of};
+    use super::super::{BROKEN, FULL, die_everywhere, fail_everywhere, is_sync_of};
     use super::*;
     use crate::files::recorder::Op;
+
+    #[test]
+    fn a_vhdx_that_is_refused_space_says_so_and_goes_on() {
+        fail_everywhere(&VhdxOf::Dynamic, FULL, 1, 30, 2);
+        fail_everywhere(&VhdxOf::Differencing, FULL, 2, 30, 5);
+    }
+
+    #[test]
+    fn a_vhdx_on_a_broken_medium_fails_rather_than_lies() {
+        fail_everywhere(&VhdxOf::Dynamic, BROKEN, 1, 30, 2);
+        fail_everywhere(&VhdxOf::Differencing, BROKEN, 2, 30, 5);
+        fail_everywhere(&VhdxOf::Fixed, BROKEN, 3, 30, 5);
+    }
 
     #[test]
     fn answered_is_there_after_a_death_at_any_step_of_a_dynamic_vhdx() {
