@@ -52,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) loaders: LoaderFiles,
     /// `[boot]`
     pub(crate) boot: Boot,
+    /// `[images]`
+    pub(crate) images: Images,
     /// `[machines]`
     pub(crate) machines: Machines,
     /// `[api]`
@@ -131,6 +133,15 @@ pub(crate) struct Boot {
     pub(crate) retry: Duration,
 }
 
+/// Golden images.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Images {
+    /// How often each version is held against its CRCs; `None`: never.
+    pub(crate) scrub_interval: Option<Duration>,
+    /// How much of it is read in a second, at most.
+    pub(crate) scrub_rate: u64,
+}
+
 /// Machines nobody has named yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Machines {
@@ -185,6 +196,10 @@ impl Default for Config {
             loaders: LoaderFiles { directory: None },
             boot: Boot {
                 retry: Duration::from_secs(10),
+            },
+            images: Images {
+                scrub_interval: Some(Duration::from_secs(30 * 24 * 60 * 60)),
+                scrub_rate: 20 * 1024 * 1024,
             },
             machines: Machines { pending_limit: 64 },
             api: Api {

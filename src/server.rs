@@ -22,10 +22,12 @@ use crate::timeline::Timeline;
 
 mod files;
 mod live;
+mod upkeep;
 
 pub(crate) use files::serve_files;
 pub(crate) use live::LiveTargets;
 use live::{Counted, LiveFacts};
+use upkeep::Upkeep;
 
 /// How long commands in hand may take once the program ends.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -61,6 +63,7 @@ struct Running {
     api: api::Server,
     doors: Vec<Door>,
     tending: tokio::task::JoinHandle<()>,
+    upkeep: Upkeep,
 }
 
 impl Running {
@@ -158,6 +161,7 @@ impl Running {
         let api = listeners.serve(facts);
 
         let tending = tokio::spawn(tend(Arc::clone(&disks)));
+        let upkeep = Upkeep::start(Arc::clone(&inventory), config)?;
         Ok(Running {
             inventory,
             timeline,
@@ -170,6 +174,7 @@ impl Running {
             api,
             doors,
             tending,
+            upkeep,
         })
     }
 
@@ -213,7 +218,9 @@ impl Running {
         let iscsi = sole(self.iscsi).await;
         let (disks, kept) = (self.disks, self.kept);
         let (inventory, timeline) = (self.inventory, self.timeline);
+        let upkeep = self.upkeep;
         let closed = tokio::task::spawn_blocking(move || {
+            upkeep.stop();
             if let Some(iscsi) = iscsi {
                 iscsi.shutdown(DRAIN);
             }

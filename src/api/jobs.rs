@@ -136,8 +136,9 @@ fn shown(api: &Api, job: inventory::Job) -> Job {
 /// What came of a job, in the shape its noun has everywhere else.
 fn result(api: &Api, outcome: &Outcome) -> Value {
     let shown = match outcome {
-        Outcome::Image(image) => serde_json::to_value(images::shown(api, image)),
+        Outcome::Image(image) => serde_json::to_value(images::shown(api, image).ok()),
         Outcome::Disk(disk) => serde_json::to_value(disks::shown(api, disk).ok()),
+        Outcome::Verification(image, found) => serde_json::to_value(images::verified(image, found)),
     };
     // Plain facts always have a shape in JSON.
     shown.unwrap_or_default()

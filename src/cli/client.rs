@@ -69,6 +69,19 @@ impl Client {
         )
     }
 
+    /// PUT.
+    pub(super) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        read(
+            &self
+                .ask(Method::PUT, path, serde_json::to_vec(body)?)
+                .await?,
+        )
+    }
+
     /// DELETE, of something that answers nothing.
     pub(super) async fn remove(&self, path: &str) -> anyhow::Result<()> {
         self.ask(Method::DELETE, path, Vec::new()).await?;

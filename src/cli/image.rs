@@ -6,9 +6,9 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::client::{Client, part};
-use super::show::{Answer, bytes, table, time};
+use super::show::{Answer, bytes, or_dash, table, time};
 use super::{job, stream};
-use crate::api::images::{Image, ImportImage};
+use crate::api::images::{Image, ImportImage, Rollback, RolledBack, Verified};
 use crate::api::jobs::Job;
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +26,25 @@ pub(super) enum Verb {
     },
     /// List every version of every image
     List,
+    /// List the versions of an image: which is current, who uses them
+    Versions {
+        /// Image
+        name: String,
+    },
+    /// Make an earlier version the current one: machines boot it from their next boot on
+    Rollback {
+        /// Image
+        name: String,
+        /// Version, also a later one [default: the one before the current]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        version: Option<u32>,
+    },
+    /// Read a version from end to end and hold it against its checksums
+    Verify {
+        /// NAME (its current version) or NAME@VERSION
+        #[arg(value_name = "NAME[@VERSION]")]
+        image: String,
+    },
     /// Remove an image (all its versions), or one version
     Remove {
         /// NAME or NAME@VERSION
@@ -45,6 +64,22 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             let images: Vec<Image> = client.show("/images").await?;
             Answer::new(list(&images), &images)
         }
+        Verb::Versions { name } => {
+            let path = format!("/images/{}/versions", part(&name));
+            let images: Vec<Image> = client.show(&path).await?;
+            Answer::new(versions(&images), &images)
+        }
+        Verb::Rollback { name, version } => {
+            let path = format!("/images/{}/current", part(&name));
+            let done: RolledBack = client.put(&path, &Rollback { version }).await?;
+            Answer::new(rolled_back(&done), &done)
+        }
+        Verb::Verify { image } => {
+            let path = format!("/images/{}/verification", part(&image));
+            let job: Job = client.add(&path, &()).await?;
+            let found: Verified = job::follow(client, job, json).await?;
+            verified(&found)
+        }
         Verb::Remove { image } => {
             let path = format!("/images/{}", part(&image));
             let removed: Vec<Image> = client.remove_shown(&path).await?;
@@ -62,7 +97,7 @@ fn list(images: &[Image]) -> String {
     let rows = images.iter().map(|image| {
         [
             named(image),
-            if image.current { "current" } else { "" }.to_owned(),
+            standing(image),
             bytes(image.size_bytes),
             bytes(image.stored_bytes),
             time(image.created),
@@ -71,6 +106,86 @@ fn list(images: &[Image]) -> String {
     });
     let header = ["IMAGE", "", "SIZE", "STORED", "CREATED", "COMMENT"];
     table(header, &[2, 3], rows)
+}
+
+fn versions(images: &[Image]) -> String {
+    let rows = images.iter().map(|image| {
+        let users = match (image.machines.len(), image.overlays) {
+            (0, 0) => "nobody".to_owned(),
+            (machines, 0) => format!("{machines} to boot"),
+            (0, overlays) => format!("{overlays} above it"),
+            (machines, overlays) => format!("{machines} to boot, {overlays} above it"),
+        };
+        [
+            named(image),
+            standing(image),
+            or_dash(image.parent.map(|parent| format!("@{parent}"))),
+            bytes(image.stored_bytes),
+            users,
+            time(image.created),
+            or_dash(image.checked.map(time)),
+            image.comment.clone(),
+        ]
+    });
+    let header = [
+        "IMAGE", "", "FROM", "STORED", "USED BY", "CREATED", "CHECKED", "COMMENT",
+    ];
+    table(header, &[3], rows)
+}
+
+/// A damaged image is an error, so that scripts hear of it.
+fn verified(found: &Verified) -> anyhow::Result<Answer> {
+    let Verified { image, .. } = found;
+    if found.sound {
+        let mut text = format!("{image} is what was published");
+        if !found.checksums_sound {
+            text.push_str("; the CRCs beside it are not, so the scrub cannot watch over it");
+        }
+        return Answer::new(text, found);
+    }
+    let mib = |offset: u64| offset / (1024 * 1024);
+    let places = found.damaged.iter().map(|part| {
+        match (
+            mib(part.offset),
+            mib(part.offset + part.bytes.saturating_sub(1)),
+        ) {
+            (first, last) if first == last => first.to_string(),
+            (first, last) => format!("{first} to {last}"),
+        }
+    });
+    bail!(
+        "{image} is damaged in MiB {}: reads there are refused from now on; put it back from a \
+         copy, or go to a version that is right with `diskless image rollback`",
+        places.collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// Whether a version is current, and whether it is damaged.
+fn standing(image: &Image) -> String {
+    let words = [
+        image.current.then_some("current"),
+        (!image.damaged.is_empty()).then_some("DAMAGED"),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn rolled_back(done: &RolledBack) -> String {
+    let image = named(&done.image);
+    let mut text = match done.was {
+        Some(was) if was == done.image.version => format!("{image} is current already"),
+        Some(was) => format!(
+            "{image} is current, in place of @{was}: machines boot it from their next boot on"
+        ),
+        None => format!("{image} is current: machines boot it from their next boot on"),
+    };
+    if !done.staying.is_empty() {
+        text.push_str(&format!(
+            "\nkept overlays stay on the version they were made from: {} (`diskless overlay reset \
+             MACHINE` gives the writes up and moves on)",
+            done.staying.join(", ")
+        ));
+    }
+    text
 }
 
 fn named(image: &Image) -> String {

@@ -9,6 +9,8 @@ use std::time::Duration;
 use clap::CommandFactory;
 use uuid::Uuid;
 
+mod images;
+
 use super::*;
 use crate::api::images::Image;
 use crate::api::jobs::Job;

@@ -54,6 +54,8 @@ keys! {
     "iscsi.target_prefix" => iscsi.target_prefix = value::iqn, "an iSCSI name: iqn., year-month, a domain you own backwards, as in \"iqn.2026-11.org.example\"";
     "loaders.directory" => loaders.directory = value::path_or_none, "the path of a directory, or \"\" for none";
     "boot.retry" => boot.retry = value::retry, "a time from \"1s\" to \"10m\"";
+    "images.scrub_interval" => images.scrub_interval = value::scrub_interval, "a time from \"1h\" to \"365d\", or \"off\"";
+    "images.scrub_rate" => images.scrub_rate = value::scrub_rate, "a number of bytes a second from \"64K\", as in \"20M\"";
     "machines.pending_limit" => machines.pending_limit = value::pending_limit, "a number from 0 to 10000";
     "api.socket" => api.socket = value::socket, "the path of a Unix socket of at most 107 bytes, or \"\" for none";
     "api.listen" => api.listen = value::loopback, "a loopback address with a port, as in \"127.0.0.1:8067\", or \"\" for none";

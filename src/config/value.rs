@@ -14,8 +14,14 @@ const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// Shortest lease: half of it is when machines ask again.
 const MIN_LEASE: Duration = Duration::from_secs(2 * 60);
 
-/// Longest lease.
+/// Longest lease, and longest time between two scrubs.
 const MAX_LEASE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Shortest time between two scrubs of an image.
+const MIN_SCRUB_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
+/// Slowest scrub, in bytes a second; slower would never come to an end.
+const MIN_SCRUB_RATE: u64 = 64 * 1024;
 
 /// Longest wait before a machine tries again; people stand before it.
 const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
@@ -298,6 +304,46 @@ pub(super) fn retry(given: &Given<'_>) -> Result<Duration, Refusal> {
     } else {
         Err(None)
     }
+}
+
+pub(super) fn scrub_interval(given: &Given<'_>) -> Result<Option<Duration>, Refusal> {
+    if matches!(given, Given::Text("off")) {
+        return Ok(None);
+    }
+    let interval = duration(given)?;
+    if (MIN_SCRUB_INTERVAL..=MAX_LEASE).contains(&interval) {
+        Ok(Some(interval))
+    } else {
+        Err(None)
+    }
+}
+
+pub(super) fn scrub_rate(given: &Given<'_>) -> Result<u64, Refusal> {
+    let rate = bytes(given)?;
+    if rate >= MIN_SCRUB_RATE {
+        Ok(rate)
+    } else {
+        Err(None)
+    }
+}
+
+/// A number of bytes, with or without a unit: `64K`, `20M`, `50G`, `2T`.
+fn bytes(given: &Given<'_>) -> Result<u64, Refusal> {
+    let text = match given {
+        Given::Text(text) => text.trim(),
+        _ => return given.number(),
+    };
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text[digits.len()..].trim() {
+        "" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return Err(None),
+    };
+    let count: u64 = digits.parse().map_err(|_| None)?;
+    count.checked_mul(1 << shift).ok_or(None)
 }
 
 /// A number with its unit: `90s`, `10m`, `12h`, `7d`.

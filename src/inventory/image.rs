@@ -1,27 +1,38 @@
 //! Golden images: immutable, versioned disks under `DATA/images`.
-
 //!
-//! `NAME/vNNN/disk.raw` (read-only) and `manifest`, which says all that is known
-//! of it; no database is needed to find them. A version is built in a temporary
-//! directory and published by one rename. Published, it never changes.
+//! `NAME/vNNN/disk.raw` (read-only) and what is known of it beside it
+//! (`manifest`); no database is needed to find them. A version is built in a
+//! temporary directory and published by one rename. Published, it never
+//! changes; what is found to have changed all the same is refused (`damage`).
+
+mod current;
+mod damage;
+mod manifest;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
+use disk::BaseId;
+use disk::image::Damage;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::machine::nearest;
 use super::{Assignment, Error, Inventory, Name, Result, held, now, sync_directory};
+#[cfg(test)]
+pub(crate) use manifest::crcs;
+pub(crate) use manifest::{CRC_CHUNK_BYTES, Checksums, ChecksumsWriter, hex};
+use manifest::{Manifest, read_image};
+pub(crate) use verify::{ScrubPace, Verification};
 
 /// One version of a golden image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Image {
     /// Name, shared by its versions.
     pub(crate) name: Name,
@@ -43,12 +54,30 @@ pub(crate) struct Image {
     pub(crate) created: Timestamp,
     /// Its directory, `DATA/images/NAME/vNNN`.
     pub(crate) directory: PathBuf,
+    /// What of it is no longer what was published.
+    pub(crate) damage: Arc<Damage>,
+}
+
+/// A version is known by its UUID.
+impl PartialEq for Image {
+    fn eq(&self, other: &Image) -> bool {
+        (&self.name, self.version, self.uuid) == (&other.name, other.version, other.uuid)
+    }
 }
 
 impl Image {
     /// The read-only raw disk.
     pub(crate) fn disk_path(&self) -> PathBuf {
         disk::image::disk_path(&self.directory)
+    }
+
+    /// How an overlay's head names it.
+    pub(crate) fn base_id(&self) -> BaseId {
+        BaseId {
+            uuid: *self.uuid.as_bytes(),
+            sha256: self.sha256,
+            size_bytes: self.size_bytes,
+        }
     }
 
     /// What it takes of the file system: less than its size, being sparse.
@@ -68,7 +97,7 @@ impl fmt::Display for Image {
 pub(crate) struct ImageRef {
     /// Image.
     pub(crate) name: Name,
-    /// Version; `None` is the highest there is.
+    /// Version; `None` is the current one.
     pub(crate) version: Option<u32>,
 }
 
@@ -112,7 +141,43 @@ impl Inventory {
     /// Every version of every image, by name and version.
     pub(crate) fn images(&self) -> Vec<Arc<Image>> {
         let found = self.images.hold();
-        found.0.values().flat_map(|v| v.values().cloned()).collect()
+        let all = found.0.values();
+        all.flat_map(|of_name| of_name.all.values().cloned())
+            .collect()
+    }
+
+    /// Every version of an image, the lowest first.
+    pub(crate) fn versions(&self, name: &Name) -> Result<Vec<Arc<Image>>> {
+        let found = self.images.hold();
+        Ok(found.of_name(name)?.all.values().cloned().collect())
+    }
+
+    /// Makes a version the current one; `None` is the one before the current.
+    /// Machines follow at their next boot. Answers it, and which it was.
+    pub(crate) fn make_current(
+        &self,
+        name: &Name,
+        version: Option<u32>,
+    ) -> Result<(Arc<Image>, Option<u32>)> {
+        let _changing = held(&self.images.changing);
+        let (image, was) = {
+            let found = self.images.hold();
+            let versions = found.of_name(name)?;
+            let was = versions.current();
+            let version = match version {
+                Some(version) => version,
+                None => versions.before(was).ok_or_else(|| {
+                    Error::Conflict(format!(
+                        "image {name} has no version before the current one: name the version \
+                         you mean (`diskless image versions {name}` shows them)"
+                    ))
+                })?,
+            };
+            (found.version(name, version)?, was)
+        };
+        current::write(&self.images.root.join(name.as_str()), Some(image.version))?;
+        self.images.choose(name, Some(image.version));
+        Ok((image, was))
     }
 
     /// The image meant: the version named, or the current one; a sentence when
@@ -131,10 +196,9 @@ impl Inventory {
                 .found
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
-            let named = found.resolve(meant)?;
             let versions = match meant.version {
-                Some(_) => vec![named],
-                None => found.0[&named.name].values().cloned().collect(),
+                Some(_) => vec![found.resolve(meant)?],
+                None => found.of_name(&meant.name)?.all.values().cloned().collect(),
             };
             self.require_unused(&found, &versions)?;
             // Nobody finds it from here on, so nobody begins to use it.
@@ -154,6 +218,7 @@ impl Inventory {
         let (machines, overlays) = self
             .store
             .read(|facts| Ok((facts.machines()?, facts.overlays()?)))?;
+        let heads = self.overlay_heads()?;
         for image in versions {
             let assigned = machines.iter().find(|machine| {
                 let meant = machine.assignment.as_ref().and_then(Assignment::image);
@@ -180,6 +245,15 @@ impl Inventory {
                     overlay.uuid
                 )));
             }
+            // Also one that is moving to this version, or that is all that is
+            // left of a lost database.
+            let uuid = *image.uuid.as_bytes();
+            if let Some((path, _)) = heads.iter().find(|(_, base)| base.uuid == uuid) {
+                return Err(Error::Conflict(format!(
+                    "{image} is in use: {} lies above it; remove that first",
+                    path.display()
+                )));
+            }
         }
         Ok(())
     }
@@ -195,50 +269,75 @@ pub(super) struct Images {
 
 /// Every version of every image.
 #[derive(Default)]
-pub(super) struct Found(BTreeMap<Name, BTreeMap<u32, Arc<Image>>>);
+pub(super) struct Found(BTreeMap<Name, Versions>);
 
-impl Found {
-    fn add(&mut self, image: Arc<Image>) {
-        let versions = self.0.entry(image.name.clone()).or_default();
-        versions.insert(image.version, image);
+/// The versions of one image.
+#[derive(Default)]
+struct Versions {
+    all: BTreeMap<u32, Arc<Image>>,
+    /// The one the operator went back to; it need not be there.
+    chosen: Option<u32>,
+}
+
+impl Versions {
+    fn current(&self) -> Option<u32> {
+        self.chosen.or_else(|| self.all.keys().next_back().copied())
     }
 
-    fn forget(&mut self, image: &Image) {
-        if let Some(versions) = self.0.get_mut(&image.name) {
-            versions.remove(&image.version);
-            if versions.is_empty() {
-                self.0.remove(&image.name);
-            }
-        }
+    /// The highest below `version`.
+    fn before(&self, version: Option<u32>) -> Option<u32> {
+        self.all.range(..version?).next_back().map(|(v, _)| *v)
     }
 }
 
 impl Found {
-    /// The image meant; a sentence when there is none.
-    pub(super) fn resolve(&self, meant: &ImageRef) -> Result<Arc<Image>> {
-        let all = &self.0;
-        let Some(versions) = all.get(&meant.name) else {
-            let near = nearest(&meant.name, all.keys().map(Name::as_str));
-            return Err(Error::NotFound(format!(
+    fn add(&mut self, image: Arc<Image>) {
+        let versions = self.0.entry(image.name.clone()).or_default();
+        versions.all.insert(image.version, image);
+    }
+
+    fn forget(&mut self, image: &Image) {
+        if let Some(versions) = self.0.get_mut(&image.name) {
+            versions.all.remove(&image.version);
+            if versions.chosen == Some(image.version) {
+                versions.chosen = None;
+            }
+            if versions.all.is_empty() {
+                self.0.remove(&image.name);
+            }
+        }
+    }
+
+    /// The versions of an image; a sentence when there are none.
+    fn of_name(&self, name: &Name) -> Result<&Versions> {
+        self.0.get(name).ok_or_else(|| {
+            let near = nearest(name, self.0.keys().map(Name::as_str));
+            Error::NotFound(format!(
                 "there is no image {:?}{}",
-                meant.name.as_str(),
+                name.as_str(),
                 near.map_or_else(
                     || ": `diskless image list` shows them".to_owned(),
                     |near| format!("; did you mean {near}?")
                 )
-            )));
-        };
-        let image = match meant.version {
-            Some(version) => versions.get(&version),
-            None => versions.values().next_back(),
-        };
-        image.cloned().ok_or_else(|| {
-            let have: Vec<String> = versions.keys().map(u32::to_string).collect();
-            Error::NotFound(format!(
-                "there is no {meant}: image {} has version {}",
-                meant.name,
-                have.join(", ")
             ))
+        })
+    }
+
+    /// The image meant; a sentence when there is none.
+    pub(super) fn resolve(&self, meant: &ImageRef) -> Result<Arc<Image>> {
+        let versions = self.of_name(&meant.name)?;
+        let version = meant.version.or_else(|| versions.current());
+        let image = version.and_then(|version| versions.all.get(&version));
+        image.cloned().ok_or_else(|| {
+            let have: Vec<String> = versions.all.keys().map(u32::to_string).collect();
+            let (name, have) = (&meant.name, have.join(", "));
+            Error::NotFound(match (meant.version, version) {
+                (None, Some(chosen)) => format!(
+                    "the current version of image {name} ({chosen}) is not there: put it back, or \
+                     choose another of {have} with `diskless image rollback {name} VERSION`"
+                ),
+                _ => format!("there is no {meant}: image {name} has version {have}"),
+            })
         })
     }
 
@@ -265,16 +364,6 @@ impl Found {
 /// Beginning of the name of a directory that is being made or removed.
 const TEMPORARY_PREFIX: &str = ".tmp-";
 
-/// Name of the manifest inside a version's directory.
-const MANIFEST_FILE: &str = "manifest";
-
-/// How much of the disk one CRC covers.
-pub(super) const CRC_CHUNK_BYTES: usize = 1024 * 1024;
-
-/// Largest manifest read: that of a disk of 64 TiB has CRCs of 512 MiB; larger
-/// is not ours.
-const MANIFEST_MAX_BYTES: u64 = 1024 * 1024 * 1024;
-
 impl Images {
     /// Finds the images under `root`; removes what an interrupted import or
     /// removal left. A version that cannot be read is said in the log and left
@@ -299,6 +388,10 @@ impl Images {
                     Err(error) => tracing::warn!("image left out: {error}"),
                 }
             }
+            let chosen = current::read(&directory);
+            if let Some(versions) = found.0.get_mut(&name) {
+                versions.chosen = chosen;
+            }
         }
         Ok(Images {
             root,
@@ -310,6 +403,14 @@ impl Images {
     /// The images, unchanged while the answer is held.
     pub(super) fn hold(&self) -> RwLockReadGuard<'_, Found> {
         self.found.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes which version was chosen.
+    fn choose(&self, name: &Name, version: Option<u32>) {
+        let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(versions) = found.0.get_mut(name) {
+            versions.chosen = version;
+        }
     }
 
     /// Makes a directory to build a version in; gone at the next start unless
@@ -324,7 +425,7 @@ impl Images {
     }
 
     /// Publishes what was built in `directory` (a synced `disk.raw`, read-only)
-    /// as the next version of its image.
+    /// as the next version of its image, which becomes the current one.
     pub(super) fn publish(&self, directory: &Path, content: Content) -> Result<Arc<Image>> {
         let _changing = held(&self.changing);
         let home = self.root.join(content.name.as_str());
@@ -344,26 +445,20 @@ impl Images {
                 .max();
             let version = last.unwrap_or(0) + 1;
             let target = home.join(format!("v{version:03}"));
-            let manifest = Manifest {
-                format: MANIFEST_FORMAT,
-                name: content.name.to_string(),
+            let image = Image {
+                name: content.name.clone(),
                 version,
                 uuid: Uuid::new_v4(),
                 size_bytes: content.size_bytes,
                 logical_block_bytes: LOGICAL_BLOCK_BYTES,
-                parent: None,
-                sha256: hex(&content.sha256),
-                crc32c_chunk_bytes: CRC_CHUNK_BYTES as u64,
-                crc32c: content
-                    .crc32c
-                    .iter()
-                    .map(|crc| format!("{crc:08x}"))
-                    .collect(),
+                parent: content.parent,
+                sha256: content.sha256,
                 comment: content.comment.clone(),
                 created: now(),
-                boot_test: None,
+                directory: target.clone(),
+                damage: Arc::default(),
             };
-            manifest.write(&directory.join(MANIFEST_FILE))?;
+            Manifest::of(&image, content.checksums).write(directory)?;
             sync_directory(directory)
                 .and_then(|()| fs::rename(directory, &target))
                 .and_then(|()| sync_directory(&home))
@@ -372,6 +467,17 @@ impl Images {
             let image = Arc::new(read_image(&content.name, &target)?);
             let mut found = self.found.write().unwrap_or_else(PoisonError::into_inner);
             found.add(Arc::clone(&image));
+            // What is published is current, also after the operator had gone back.
+            match (current::write(&home, None), found.0.get_mut(&content.name)) {
+                (Ok(()), Some(versions)) => versions.chosen = None,
+                (Err(error), _) => tracing::error!(
+                    %image, %error,
+                    "published, but an earlier version stays current: `diskless image rollback \
+                     {} {}` makes it current",
+                    image.name, image.version
+                ),
+                (Ok(()), None) => {}
+            }
             Ok(image)
         };
         let published = publish();
@@ -396,6 +502,9 @@ impl Images {
             return Err(failed(e));
         }
         if let Some(home) = image.directory.parent() {
+            if current::read(home) == Some(image.version) {
+                current::write(home, None)?;
+            }
             // Fails while other versions are in it, which is right.
             let _ = fs::remove_dir(home);
         }
@@ -416,102 +525,15 @@ pub(super) struct Content {
     /// Of the whole content.
     pub(super) sha256: [u8; 32],
     /// Of each [`CRC_CHUNK_BYTES`]; the last may cover less.
-    pub(super) crc32c: Vec<u32>,
+    pub(super) checksums: Checksums,
+    /// The version it was committed from, if it was.
+    pub(super) parent: Option<u32>,
     /// The operator's words.
     pub(super) comment: String,
 }
 
 /// Blocks of golden images, as every PC's firmware can read them.
 pub(super) const LOGICAL_BLOCK_BYTES: u32 = 512;
-
-const MANIFEST_FORMAT: u32 = 1;
-
-/// The manifest as it lies in the file, in JSON.
-#[derive(Serialize, Deserialize)]
-struct Manifest {
-    /// Of this file.
-    format: u32,
-    name: String,
-    version: u32,
-    uuid: Uuid,
-    size_bytes: u64,
-    logical_block_bytes: u32,
-    parent: Option<u32>,
-    sha256: String,
-    crc32c_chunk_bytes: u64,
-    /// Eight hex digits for each chunk, one after the other.
-    crc32c: String,
-    comment: String,
-    created: Timestamp,
-    /// What a boot of it in a test machine showed, once there was one.
-    boot_test: Option<String>,
-}
-
-impl Manifest {
-    fn write(&self, path: &Path) -> Result<()> {
-        let write = || -> io::Result<()> {
-            let mut file = fs::File::create_new(path)?;
-            serde_json::to_writer_pretty(&mut file, self)?;
-            file.write_all(b"\n")?;
-            file.sync_all()
-        };
-        write().map_err(|e| Error::Failed(format!("cannot write {}: {e}", path.display())))
-    }
-
-    fn read(path: &Path) -> Result<Manifest> {
-        let read = || -> io::Result<Manifest> {
-            let mut text = Vec::new();
-            fs::File::open(path)?
-                .take(MANIFEST_MAX_BYTES)
-                .read_to_end(&mut text)?;
-            Ok(serde_json::from_slice(&text)?)
-        };
-        read().map_err(|e| Error::Failed(format!("cannot read {}: {e}", path.display())))
-    }
-}
-
-/// Reads one version's manifest and holds it against what lies there.
-fn read_image(name: &Name, directory: &Path) -> Result<Image> {
-    let path = directory.join(MANIFEST_FILE);
-    let manifest = Manifest::read(&path)?;
-    let wrong = |what: &str| Error::Failed(format!("{}: {what}", path.display()));
-    if manifest.format != MANIFEST_FORMAT {
-        return Err(wrong("written by a newer diskless"));
-    }
-    if manifest.name != name.as_str() || Some(manifest.version) != version_of(directory) {
-        return Err(wrong("is the manifest of another image or version"));
-    }
-    if manifest.logical_block_bytes == 0
-        || !manifest
-            .size_bytes
-            .is_multiple_of(u64::from(manifest.logical_block_bytes))
-    {
-        return Err(wrong("the size is no multiple of the block size"));
-    }
-    let image = Image {
-        name: name.clone(),
-        version: manifest.version,
-        uuid: manifest.uuid,
-        size_bytes: manifest.size_bytes,
-        logical_block_bytes: manifest.logical_block_bytes,
-        parent: manifest.parent,
-        sha256: unhex(&manifest.sha256).ok_or_else(|| wrong("the sha256 is not one"))?,
-        comment: manifest.comment,
-        created: manifest.created,
-        directory: directory.to_owned(),
-    };
-    let disk = image.disk_path();
-    let size_bytes = fs::metadata(&disk)
-        .map_err(|e| Error::Failed(format!("cannot read {}: {e}", disk.display())))?
-        .len();
-    if size_bytes != image.size_bytes {
-        return Err(wrong(&format!(
-            "disk.raw has {size_bytes} bytes, published with {}",
-            image.size_bytes
-        )));
-    }
-    Ok(image)
-}
 
 /// The version a directory `vNNN` is.
 fn version_of(directory: &Path) -> Option<u32> {
@@ -543,158 +565,5 @@ fn file_name(path: &Path) -> String {
         .unwrap_or_default()
 }
 
-/// Bytes as hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut bytes = [0; 32];
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::inventory::tests::{Site, mac};
-    use crate::inventory::{MachineChange, NewMachine, OverlayMode};
-
-    fn meant(text: &str) -> ImageRef {
-        ImageRef::parse(text).unwrap()
-    }
-
-    fn boots(image: &str) -> MachineChange {
-        MachineChange {
-            assignment: Some(Some(Assignment::Image {
-                image: meant(image),
-                mode: OverlayMode::Keep,
-            })),
-            ..MachineChange::default()
-        }
-    }
-
-    #[test]
-    fn an_image_reference_is_a_name_with_or_without_a_version() {
-        assert_eq!(meant("win11").version, None);
-        assert_eq!(meant("win11@3").version, Some(3));
-        assert_eq!(meant("win11@v003").to_string(), "win11@3");
-        for bad in ["", "@", "win11@", "win11@0", "win11@x", "win11@-1", "../x"] {
-            assert!(ImageRef::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_current_version_is_the_highest() {
-        let mut site = Site::new();
-        for version in 1..=3 {
-            assert_eq!(site.new_image("debian").version, version);
-        }
-        site.restart();
-        assert_eq!(site.image(&meant("debian")).unwrap().version, 3);
-        assert_eq!(site.image(&meant("debian@2")).unwrap().version, 2);
-        let refusal = site.image(&meant("debian@9")).unwrap_err().to_string();
-        assert!(refusal.contains("has version 1, 2, 3"), "{refusal}");
-    }
-
-    #[test]
-    fn an_image_a_machine_boots_is_not_removed() {
-        let site = Site::new();
-        let pc = site.new_machine("pc07", 7);
-        site.new_image("debian");
-        site.new_image("debian");
-        site.set_machine(pc.id, boots("debian")).unwrap();
-        let refusal = site
-            .remove_image(&meant("debian@2"))
-            .unwrap_err()
-            .to_string();
-        assert!(refusal.contains("machine pc07 boots it"), "{refusal}");
-        assert!(site.remove_image(&meant("debian")).is_err());
-        assert_eq!(site.images().len(), 2, "nothing changed");
-        // Version 1 is not what it boots.
-        site.remove_image(&meant("debian@1")).unwrap();
-    }
-
-    #[test]
-    fn an_image_below_an_overlay_is_not_removed() {
-        let site = Site::new();
-        let pc = site.new_machine("pc07", 7);
-        let image = site.new_image("debian");
-        let overlay = site.add_overlay(pc.id, &image, OverlayMode::Keep).unwrap();
-        let refusal = site.remove_image(&meant("debian")).unwrap_err().to_string();
-        assert!(refusal.contains("overlay of machine pc07"), "{refusal}");
-        site.remove_overlay(overlay.uuid).unwrap();
-        site.remove_image(&meant("debian")).unwrap();
-        assert!(site.images().is_empty());
-        assert!(!image.directory.exists());
-        assert!(!image.directory.parent().unwrap().exists());
-    }
-
-    #[test]
-    fn a_removed_image_takes_no_overlay_and_no_machine() {
-        let site = Site::new();
-        let pc = site.new_machine("pc07", 7);
-        let image = site.new_image("debian");
-        site.remove_image(&meant("debian")).unwrap();
-        assert!(site.add_overlay(pc.id, &image, OverlayMode::Keep).is_err());
-        assert!(site.set_machine(pc.id, boots("debian")).is_err());
-        let new = site.new_image("debian");
-        assert_eq!(new.version, 1);
-        assert!(site.add_overlay(pc.id, &image, OverlayMode::Keep).is_err());
-        assert!(site.add_overlay(pc.id, &new, OverlayMode::Keep).is_ok());
-    }
-
-    #[test]
-    fn images_are_found_without_the_database() {
-        let mut site = Site::new();
-        let image = site.new_image("debian");
-        site.close();
-        for file in ["state.db", "state.db-wal", "state.db-shm"] {
-            let _ = fs::remove_file(site.data_path().join(file));
-        }
-        site.restart();
-        assert_eq!(site.images(), [image]);
-    }
-
-    #[test]
-    fn a_damaged_version_is_left_out_and_its_number_not_used_again() {
-        let mut site = Site::new();
-        let image = site.new_image("debian");
-        fs::write(image.directory.join(MANIFEST_FILE), "{").unwrap();
-        site.restart();
-        assert!(site.images().is_empty());
-        assert_eq!(site.new_image("debian").version, 2);
-        assert!(image.disk_path().exists());
-    }
-
-    #[test]
-    fn a_disk_of_another_size_than_published_is_left_out() {
-        let mut site = Site::new();
-        let image = site.new_image("debian");
-        fs::remove_file(image.disk_path()).unwrap();
-        fs::write(image.disk_path(), [0; 512]).unwrap();
-        site.restart();
-        assert!(site.images().is_empty());
-    }
-
-    #[test]
-    fn an_assignment_to_a_version_is_checked_when_it_is_made() {
-        let site = Site::new();
-        site.new_image("debian");
-        let refused = site.add_machine(NewMachine {
-            name: Name::parse("pc07").unwrap(),
-            mac: mac(7),
-            uuid: None,
-            serial: None,
-            assignment: boots("debian@2").assignment.unwrap(),
-            address: None,
-            loader: None,
-        });
-        assert!(refused.is_err());
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::image::{CRC_CHUNK_BYTES, Content, Images, LOGICAL_BLOCK_BYTES};
+use super::image::{CRC_CHUNK_BYTES, ChecksumsWriter, Content, Images, LOGICAL_BLOCK_BYTES};
 use super::job::{Job, JobKind, Outcome, Progress};
 use super::source::{Hole, Source};
 use super::spool::Spool;
@@ -132,7 +132,7 @@ impl Import {
         disk.set_len(size_bytes).map_err(unwritten)?;
 
         let mut sha256 = Sha256::new();
-        let mut crc32c = Vec::new();
+        let mut checksums = ChecksumsWriter::create(directory)?;
         let mut chunk = vec![0_u8; CRC_CHUNK_BYTES];
         let mut hole = Hole::default();
         let (mut offset, mut unsynced_bytes) = (0, 0);
@@ -148,7 +148,7 @@ impl Import {
                 }
             }
             sha256.update(&*chunk);
-            crc32c.push(crc32c::crc32c(chunk));
+            checksums.push(crc32c::crc32c(chunk))?;
             offset += chunk_bytes;
             if unsynced_bytes >= SYNC_BYTES {
                 disk.sync_data().map_err(unwritten)?;
@@ -164,7 +164,8 @@ impl Import {
             name: self.name.clone(),
             size_bytes,
             sha256: sha256.finalize().into(),
-            crc32c,
+            checksums: checksums.finish()?,
+            parent: None,
             comment: self.comment.clone(),
         })
     }

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Error, Image, Inventory, OwnDisk, Result, held, now};
+use super::{Error, Image, Inventory, OwnDisk, Result, Verification, held, now};
 
 /// A job as it stood when it was asked about.
 #[derive(Clone, Debug)]
@@ -47,6 +47,8 @@ pub(crate) enum JobKind {
     Clone,
     /// A disk becomes one of another format.
     Conversion,
+    /// An image is held against what was published.
+    Verification,
 }
 
 impl JobKind {
@@ -56,6 +58,7 @@ impl JobKind {
             JobKind::Import => "import",
             JobKind::Clone => "clone",
             JobKind::Conversion => "conversion",
+            JobKind::Verification => "verification",
         }
     }
 }
@@ -80,6 +83,8 @@ pub(crate) enum Outcome {
     Image(Arc<Image>),
     /// An own disk.
     Disk(OwnDisk),
+    /// What was found of a version.
+    Verification(Arc<Image>, Verification),
 }
 
 /// Jobs that run at once; each keeps a disk and a core busy.

@@ -37,7 +37,7 @@ use uuid::Uuid;
 pub(crate) use self::disk::{DirectBoot, DiskFormat, DiskKind, NewOwnDisk, OwnDisk, stored_bytes};
 pub(crate) use ::disk::overlay::OverlayMode;
 pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
-pub(crate) use image::{Image, ImageRef, hex};
+pub(crate) use image::{Image, ImageRef, ScrubPace, Verification, hex};
 pub(crate) use import::{ImportRequest, Origin};
 pub(crate) use job::{Job, JobState, Outcome};
 pub(crate) use machine::{

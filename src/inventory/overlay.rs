@@ -5,6 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
+use disk::BaseId;
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -116,6 +117,22 @@ impl Inventory {
     /// Where an overlay's files lie: `DATA/overlays/UUID`.
     pub(crate) fn overlay_directory(&self, uuid: Uuid) -> PathBuf {
         self.data.join("overlays").join(uuid.to_string())
+    }
+
+    /// Every overlay's directory there is, known or not, and the image its head
+    /// names.
+    pub(super) fn overlay_heads(&self) -> Result<Vec<(PathBuf, BaseId)>> {
+        let all = self.data.join("overlays");
+        let failed =
+            |e: std::io::Error| Error::Failed(format!("cannot read {}: {e}", all.display()));
+        let mut heads = Vec::new();
+        for entry in fs::read_dir(&all).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if let Ok(head) = disk::Overlay::inspect(&path) {
+                heads.push((path, head.base));
+            }
+        }
+        Ok(heads)
     }
 
     /// Forgets facts and removes the directories of overlays with them. The

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
 
 use anyhow::Context;
-use disk::{BaseId, Disk, SharedDisk};
+use disk::{Disk, SharedDisk};
 use uuid::Uuid;
 
 use super::lock;
@@ -24,9 +24,13 @@ impl OpenImages {
         }
         // Opened without the lock: a medium that is slow to answer holds up
         // nobody who boots another image.
-        let raw = disk::image::open(&image.directory, &base_id(image))
-            .with_context(|| format!("opening image {image}"))?;
-        let opened: SharedDisk = Arc::new(raw);
+        let golden = disk::image::open(
+            &image.directory,
+            &image.base_id(),
+            Arc::clone(&image.damage),
+        )
+        .with_context(|| format!("opening image {image}"))?;
+        let opened: SharedDisk = Arc::new(golden);
         let mut images = lock(&self.open);
         if let Some(open) = images.get(&image.uuid).and_then(Weak::upgrade) {
             return Ok(open); // another login was quicker
@@ -34,14 +38,5 @@ impl OpenImages {
         images.retain(|_, weak| weak.strong_count() > 0);
         images.insert(image.uuid, Arc::downgrade(&opened));
         Ok(opened)
-    }
-}
-
-/// How an overlay's head names the image.
-pub(super) fn base_id(image: &Image) -> BaseId {
-    BaseId {
-        uuid: *image.uuid.as_bytes(),
-        sha256: image.sha256,
-        size_bytes: image.size_bytes,
     }
 }

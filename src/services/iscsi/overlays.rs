@@ -14,7 +14,7 @@ use disk::overlay::{Caching, HostLoss};
 use disk::{BaseId, OpenError, Overlay as OverlayDisk, SharedDisk};
 use uuid::Uuid;
 
-use super::images::{OpenImages, base_id};
+use super::images::OpenImages;
 use crate::inventory::{Image, ImageRef, Inventory, Machine, Name, Overlay, OverlayMode, Prepared};
 
 /// When a write to a `keep` overlay is answered.
@@ -167,7 +167,7 @@ impl Overlays {
             None => None,
         };
         let directory = self.inventory.overlay_directory(fact.uuid);
-        let id = base_id(&image);
+        let id = image.base_id();
         let create = |golden| {
             OverlayDisk::create(&directory, golden, id, mode, generation, CACHING)
                 .with_context(|| format!("making an overlay for {}", machine.name))

@@ -8,7 +8,6 @@ use std::path::PathBuf;
 
 use disk::overlay::Caching;
 
-use super::images::base_id;
 use super::*;
 use crate::inventory::OverlayMode::{self, Keep, Reset};
 use crate::inventory::{Image, MachineChange, Name};
@@ -315,11 +314,11 @@ fn a_machine_whose_disk_is_being_opened_holds_up_no_other() {
 fn cut_short(lab: &Lab, pc: &Machine, image: &Image, mode: OverlayMode, generation: u64) {
     let directory = directory(lab, pc, "debian");
     let golden: SharedDisk =
-        Arc::new(disk::image::open(&image.directory, &base_id(image)).unwrap());
+        Arc::new(disk::image::open(&image.directory, &image.base_id(), Arc::default()).unwrap());
     let overlay = disk::Overlay::restart(
         &directory,
         golden,
-        base_id(image),
+        image.base_id(),
         mode,
         generation,
         Caching::WriteBack,
@@ -354,9 +353,9 @@ fn a_kept_overlay_switched_before_a_crash_keeps_its_writes() {
     let script = lab.fetch(&pc);
     lab.restart();
     let golden: SharedDisk =
-        Arc::new(disk::image::open(&image.directory, &base_id(&image)).unwrap());
+        Arc::new(disk::image::open(&image.directory, &image.base_id(), Arc::default()).unwrap());
     let at = directory(&lab, &pc, "debian");
-    let overlay = disk::Overlay::open(&at, golden, base_id(&image), Caching::WriteBack).unwrap();
+    let overlay = disk::Overlay::open(&at, golden, image.base_id(), Caching::WriteBack).unwrap();
     drop(overlay.switch(generation(&script)).unwrap());
     drop(overlay);
     let session = lab.log_in(&script).unwrap_or_else(|why| panic!("{why:?}"));
