@@ -360,6 +360,12 @@ pub(crate) fn space(file: &fs::File) -> Option<Space> {
     })
 }
 
+/// What the file system below a path has left for us.
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let system = rustix::fs::statvfs(path).ok()?;
+    system.f_bavail.checked_mul(system.f_frsize)
+}
+
 /// Makes a range of a file or block device read as zeros; gives the space back
 /// where that can be done.
 pub(crate) fn zero_range(file: &fs::File, offset: u64, bytes: u64) -> io::Result<()> {

@@ -136,7 +136,7 @@ fn link_layer(files: &Files, source: &Path, dir: &Path, entry: Entry) -> io::Res
             return Err(corrupt(&from, "has no checkpoint"));
         }
     }
-    files.sync_dir(&to)
+    Ok(())
 }
 
 /// Makes in `dir` a new overlay on the layers of another one.
@@ -172,7 +172,11 @@ pub(super) fn branch(
             quota_bytes: None,
             ..head
         };
-        head.write_first(files, new)
+        head.write_first(files, new)?;
+        // After the heads: on many file systems their sync is theirs too.
+        head.frozen()
+            .iter()
+            .try_for_each(|entry| files.sync_dir(&layer_dir(new, entry.number)))
     });
     match (made, refused) {
         (Err(_), Some(refused)) => Err(refused),

@@ -8,7 +8,7 @@
 //! `map.SEQ` says all.
 
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -30,6 +30,7 @@ pub(super) struct Frozen {
     data: OnceLock<Arc<Data>>,
     marks: RwLock<Marks>,
     counts: OnceLock<(u64, u64)>,
+    stored: OnceLock<u64>,
 }
 
 /// Where the marks of a frozen layer are.
@@ -68,6 +69,7 @@ impl Frozen {
             data: OnceLock::new(),
             marks: RwLock::new(Marks::Empty),
             counts: OnceLock::new(),
+            stored: OnceLock::new(),
         }
     }
 
@@ -81,6 +83,7 @@ impl Frozen {
             data: OnceLock::from(top.data.clone()),
             marks: RwLock::new(Marks::Live(top.live.clone())),
             counts: OnceLock::new(),
+            stored: OnceLock::new(),
         }
     }
 
@@ -95,6 +98,7 @@ impl Frozen {
             data: kept.data.clone(),
             marks: RwLock::new(Marks::Sealed(None)),
             counts: OnceLock::new(),
+            stored: OnceLock::new(),
         }
     }
 
@@ -213,6 +217,18 @@ impl Frozen {
             }
         }
         Ok(*self.counts.get_or_init(|| (own, zero)))
+    }
+
+    /// Space its data takes; asked once.
+    pub(super) fn stored_bytes(&self) -> io::Result<u64> {
+        if let Some(&bytes) = self.stored.get() {
+            return Ok(bytes);
+        }
+        let bytes = match self.is_empty() {
+            true => 0,
+            false => self.data()?.file.inner().metadata()?.blocks() * 512,
+        };
+        Ok(*self.stored.get_or_init(|| bytes))
     }
 
     fn map(&self) -> io::Result<Arc<Map>> {

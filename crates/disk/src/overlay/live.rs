@@ -52,10 +52,12 @@ pub(super) enum Mark {
     Own = 1,
     /// Nowhere: the block reads as zeros.
     Zero = 2,
+    /// Nobody writes this: the marks are damaged.
+    Broken = 3,
 }
 
 impl Mark {
-    /// The mark of two bits; 3 is none.
+    /// The mark of two bits, if it is one.
     pub(super) fn from_bits(bits: u64) -> Option<Mark> {
         match bits {
             0 => Some(Mark::Below),
@@ -113,21 +115,12 @@ impl Live {
             return Ok(None);
         }
         let mapping = MmapOptions::new().len(bytes).map_raw(file.inner())?;
-        let live = Live {
+        // Its marks are looked at when they are needed: opening a large disk
+        // is no slower than opening a small one.
+        Ok(Some(Live {
             mapping,
             block_count,
-        };
-        let broken = |word: &AtomicU64| {
-            let word = word.load(Ordering::Acquire);
-            word & (word >> 1) & LOW_BITS != 0
-        };
-        if live.words().iter().any(broken) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} holds marks that nobody writes", path.display()),
-            ));
-        }
-        Ok(Some(live))
+        }))
     }
 
     /// The file at `path`, to read the marks of a layer that is not written any
@@ -161,8 +154,7 @@ impl Live {
         let word_of = |block: u64| words[index(block / WORD_BLOCKS)].load(Ordering::Acquire);
         let shift = 2 * (block % WORD_BLOCKS);
         let bits = (word_of(block) >> shift) & 3;
-        // 3 is refused when the file is opened and never stored.
-        let mark = Mark::from_bits(bits).unwrap_or(Mark::Zero);
+        let mark = Mark::from_bits(bits).unwrap_or(Mark::Broken);
         let same = bits * LOW_BITS;
         let mut at = block;
         while at < end {

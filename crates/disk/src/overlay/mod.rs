@@ -35,6 +35,7 @@ mod lock;
 mod map;
 mod owners;
 mod point;
+mod room;
 pub(crate) mod rounds;
 mod stack;
 mod store;
@@ -238,6 +239,26 @@ impl Overlay {
     /// overlay stands on too stay as they are.
     pub fn drop_points(&self, points: &[PointId]) -> Result<(), OpenError> {
         self.store.drop_points(&self.retired, points)
+    }
+
+    /// Sets the most its layers may hold, or nothing of the kind; kept in its
+    /// head. Past it (and past the pool's reserve) a write that needs fresh
+    /// blocks is refused with [`DiskError::NoSpace`] before anything of it is
+    /// done; overwriting goes on, and so does unmapping, which gives room back.
+    pub fn set_quota(&self, quota_bytes: Option<u64>) -> Result<(), OpenError> {
+        self.live()?;
+        self.store.set_quota(quota_bytes)
+    }
+
+    /// The most its layers may hold.
+    pub fn quota(&self) -> Option<u64> {
+        self.store.quota()
+    }
+
+    /// Sets what is to stay free of the file system it lies on. To be said
+    /// after each opening: it is the pool's, not the overlay's.
+    pub fn set_reserve(&self, bytes: u64) {
+        self.store.set_reserve(bytes);
     }
 
     /// What can wait: gives the files back that a frozen layer needs no more,

@@ -15,6 +15,7 @@ use super::data::Held;
 use super::frozen::Frozen;
 use super::layer::{BLOCK_BYTES, Top};
 use super::live::Mark;
+use super::map::corrupt;
 use super::owners::{IMAGE, OWNERS_MAX, Owner, Owners, ZEROS};
 use crate::health::trouble;
 use crate::zeros::zeros;
@@ -91,6 +92,9 @@ impl Stack {
         match (mark, self.top.layer()) {
             (Mark::Own, Some(top)) => return Ok((Place::Data(Held::Open(&top.data)), end)),
             (Mark::Zero, _) => return Ok((Place::Zeros, end)),
+            (Mark::Broken, Some(top)) => {
+                return Err(corrupt(&top.dir, "holds marks that nobody writes").into());
+            }
             _ if self.frozen.is_empty() => return Ok((Place::Image, end)),
             _ => {}
         }

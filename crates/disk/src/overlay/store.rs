@@ -19,6 +19,7 @@ use super::head::{Head, Rest};
 use super::journal::Journal;
 use super::layer::Layer;
 use super::lock::Lock;
+use super::room::Room;
 use super::rounds::Rounds;
 use super::stack::Stacked;
 use super::{Caching, HostLoss, OverlayMode, Usage, check_retired};
@@ -30,6 +31,7 @@ mod flush;
 mod merge;
 mod opening;
 mod points;
+mod space;
 mod writing;
 
 /// Locks that writers of the same group of blocks share.
@@ -57,6 +59,7 @@ pub(super) struct Store {
     journal: Mutex<Journal>,
     rounds: Rounds,
     health: Health,
+    room: Room,
 }
 
 /// The head as it is on the disk, and what opening found.

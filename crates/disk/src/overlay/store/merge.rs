@@ -112,7 +112,10 @@ impl Store {
                 return Ok(());
             };
             match self.merge(&mut layers, lower, &frozen[lower], &frozen[lower + 1]) {
-                Ok(true) => passed = lower,
+                Ok(true) => {
+                    passed = lower;
+                    self.recount()?;
+                }
                 Ok(false) => passed = lower + 1,
                 Err(error) => return Err(self.unmerged("merging", error).into()),
             }

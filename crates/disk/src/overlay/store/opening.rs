@@ -11,6 +11,7 @@ use super::super::head::{Entry, Head, Rest};
 use super::super::journal::{Journal, StepError};
 use super::super::layer::{BLOCK_BYTES, Layer, Top, layer_dir};
 use super::super::lock::Lock;
+use super::super::room::Room;
 use super::super::rounds::Rounds;
 use super::super::stack::{Stack, Stacked};
 use super::super::{Below, Caching, HostLoss, OverlayMode};
@@ -75,7 +76,10 @@ impl Store {
             OverlayMode::Keep => open_keep(&files, dir, lock.into(), head),
         };
         let parts = parts.map_err(|e| opening_failed(dir, e))?;
-        Ok(Store::over(files, dir, below, caching, parts))
+        let quota_bytes = parts.head.quota_bytes;
+        let store = Store::over(files, dir, below, caching, parts);
+        store.count_anew(quota_bytes)?;
+        Ok(store)
     }
 
     pub(in crate::overlay) fn restart(
@@ -144,6 +148,7 @@ impl Store {
         let unknown =
             head.mode == OverlayMode::Keep && head.rest != Rest::Settled && !head.is_fresh;
         let size_bytes = below.id.size_bytes;
+        let room = Room::new(head.quota_bytes);
         Arc::new(Store {
             files,
             lock: parts.lock,
@@ -166,6 +171,7 @@ impl Store {
             journal: Mutex::new(parts.journal),
             rounds: Rounds::default(),
             health: Health::default(),
+            room,
         })
     }
 }

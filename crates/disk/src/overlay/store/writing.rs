@@ -11,7 +11,7 @@ use super::super::live::{GROUP_BLOCKS, Mark};
 use super::super::{OverlayMode, check_retired};
 use super::Store;
 use crate::zeros::zeros;
-use crate::{DiskError, Durability, Space, files, range};
+use crate::{DiskError, Durability, range};
 
 /// Bytes whose marks share a stripe's lock.
 const GROUP_BYTES: u64 = GROUP_BLOCKS * BLOCK_BYTES;
@@ -24,6 +24,7 @@ impl Store {
         data: &[u8],
     ) -> Result<(), DiskError> {
         range::check(offset, data.len() as u64, self.size_bytes())?;
+        self.check_room(offset, data.len() as u64)?;
         let mut rest = data;
         self.by_group(retired, offset, data.len() as u64, |top, run| {
             let length = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
@@ -51,14 +52,6 @@ impl Store {
         match self.durability() {
             Durability::WriteThrough => self.flush(),
             Durability::WriteBack | Durability::Volatile => Ok(()),
-        }
-    }
-
-    pub(in crate::overlay) fn space(&self) -> Option<Space> {
-        let stack = self.disk.stack();
-        match stack.top.layer() {
-            Some(top) => files::space(top.data.file.inner()),
-            None => None,
         }
     }
 
@@ -107,6 +100,7 @@ impl Store {
             true => end,
             false => whole_end,
         };
+        let taken = self.take_room(top, blocks.clone())?;
         let written = if start == offset && stop == end {
             top.data.file.write_all_at(data, offset)
         } else {
@@ -114,12 +108,17 @@ impl Store {
             let mut whole = vec![0; length];
             let front = usize::try_from(offset - start).unwrap_or(usize::MAX);
             let behind = front + data.len();
-            self.disk.read(start, &mut whole[..front])?;
             whole[front..behind].copy_from_slice(data);
-            self.disk.read(end, &mut whole[behind..])?;
+            self.disk
+                .read(start, &mut whole[..front])
+                .and_then(|()| self.disk.read(end, &mut whole[behind..]))
+                .inspect_err(|_| self.room.give_back(taken))?;
             top.data.file.write_all_at(&whole, start)
         };
-        written.map_err(|error| self.health.write_failed(self.context("writing"), error))?;
+        written.map_err(|error| {
+            self.room.give_back(taken);
+            self.health.write_failed(self.context("writing"), error)
+        })?;
         // In this order: whoever finds a mark in `pending` also finds that
         // data is to be synced, and data that is there.
         self.unsynced.store(true, Ordering::Release);
@@ -184,6 +183,9 @@ impl Store {
             let (old, run_end) = top.live.run(at, blocks.end);
             if old != mark {
                 top.live.set(at..run_end, mark);
+                if old == Mark::Own {
+                    self.room.give_back((run_end - at) * BLOCK_BYTES);
+                }
                 if self.mode == OverlayMode::Keep {
                     self.pending().push(at..run_end, mark);
                 }

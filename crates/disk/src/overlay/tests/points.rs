@@ -377,3 +377,75 @@ fn a_new_overlay_takes_two_heads_and_nothing_more() {
         assert_eq!(names, ["head.a", "head.b"]);
     }
 }
+
+/// Blocks that can be written before there is no room, one at a time.
+fn room_of(overlay: &Overlay, from: u64) -> u64 {
+    (0..)
+        .take_while(
+            |block| match overlay.write((from + block) * 4096, &[9; 4096]) {
+                Ok(()) => true,
+                Err(DiskError::NoSpace(_)) => false,
+                Err(other) => panic!("{other}"),
+            },
+        )
+        .count() as u64
+}
+
+#[test]
+fn a_quota_counts_all_layers_and_ends_with_no_space_never_with_a_lost_overlay() {
+    let site = Site::new();
+    for mode in BOTH {
+        let overlay = site.create(mode);
+        overlay.write(0, &[1; 4096 * 10]).unwrap();
+        overlay.flush().unwrap();
+        overlay.set_quota(Some(4096 * 20)).unwrap();
+        assert_eq!(overlay.space().unwrap().free_bytes, 4096 * 10);
+        assert_eq!(room_of(&overlay, 100), 10);
+        // All or nothing, and what is ours already can be written.
+        assert!(overlay.write(108 * 4096, &[2; 4096 * 4]).is_err());
+        assert_eq!(byte(&overlay, 108 * 4096), 9);
+        overlay.write(0, &[3; 4096 * 10]).unwrap();
+        overlay.unmap(4096 * 4, 4096 * 6).unwrap();
+        overlay.flush().unwrap();
+        assert_eq!(room_of(&overlay, 120), 6);
+        // A point frees nothing; another process counts the same.
+        overlay.point(note(1)).unwrap();
+        assert_eq!(room_of(&overlay, 0), 0);
+        drop(overlay);
+        let overlay = site.open();
+        assert_eq!(overlay.quota(), Some(4096 * 20));
+        assert_eq!(
+            Overlay::inspect(&site.dir()).unwrap().quota_bytes,
+            Some(4096 * 20)
+        );
+        assert_eq!(room_of(&overlay, 0), 0);
+        assert_eq!(overlay.space().unwrap().free_bytes, 0);
+        overlay.set_quota(Some(4096 * 22)).unwrap();
+        assert_eq!(room_of(&overlay, 0), 2);
+        // Merged, the block that both layers held counts once.
+        overlay.drop_points(&[PointId([1; 16])]).unwrap();
+        assert_eq!(room_of(&overlay, 140), 2);
+        overlay.set_quota(None).unwrap();
+        overlay.write(0, &vec![1; 1 << 20]).unwrap();
+        assert!(overlay.set_quota(Some(0)).is_err());
+    }
+}
+
+#[test]
+fn the_reserve_of_the_pool_is_kept_and_told() {
+    let site = Site::new();
+    let overlay = site.create(OverlayMode::Keep);
+    overlay.write(0, &[1; 4096]).unwrap();
+    let free = overlay.space().unwrap().free_bytes;
+    overlay.set_reserve(free / 2);
+    assert!(overlay.space().unwrap().free_bytes <= free / 2 + (free >> 4));
+    overlay.write(8192, &[1; 4096]).unwrap();
+    overlay.set_reserve(u64::MAX);
+    assert_eq!(overlay.space().unwrap().free_bytes, 0);
+    let error = overlay.write(16_384, &[1; 4096]).err().unwrap();
+    assert!(error.to_string().contains("in reserve"), "{error}");
+    overlay.write(8192, &[2; 4096]).unwrap();
+    overlay.flush().unwrap();
+    overlay.set_reserve(0);
+    overlay.write(16_384, &[1; 4096]).unwrap();
+}
