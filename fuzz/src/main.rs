@@ -16,6 +16,7 @@ fn chosen() -> fn(&[u8]) {
         &iscsi::fuzzing::DOORS[..],
         &scsi::fuzzing::DOORS[..],
         &dhcp::fuzzing::DOORS[..],
+        &disk::fuzzing::DOORS[..],
         &tftp::fuzzing::DOORS[..],
     ];
     let mut names = Vec::new();

@@ -10,6 +10,9 @@ mod description;
 mod error;
 mod files;
 mod formats;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gpt;
 mod health;
 pub mod image;

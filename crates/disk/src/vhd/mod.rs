@@ -47,12 +47,16 @@ mod grow;
 mod header;
 mod open;
 mod parent;
+#[cfg(any(test, fuzzing))]
+mod specimen;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use create::create;
 pub(crate) use grow::grow;
 pub(crate) use open::open;
+#[cfg(any(test, fuzzing))]
+pub(crate) use specimen::{seal, specimen_of_a_parent};
 #[cfg(test)]
 pub(crate) use {create::create_on, open::open_on};
 
