@@ -127,6 +127,14 @@ impl Layout {
         }
     }
 
+    /// What the thing takes in the file whose entry it is.
+    pub(super) fn room_of(&self, entry: u64) -> u64 {
+        match self.owner_of(entry) {
+            Owner::Block(_) => self.block_bytes,
+            Owner::Bitmap(_) => BITMAP_BYTES,
+        }
+    }
+
     /// Bytes of the disk that a block holds: fewer at the end.
     pub(super) fn bytes_of(&self, block: u64) -> u64 {
         let start = block * self.block_bytes;

@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::Vhdx;
 use super::bitmap::{CHUNK_SECTORS, PAGE_SECTORS, set_in_page};
-use super::journal::{Log, NOTES_PER_PIECE, Note, Room};
+use super::header::Header;
+use super::journal::{Log, NOTES_PER_PIECE, Note, Phase, Room};
 use super::log::{self, PLACE_BYTES, UPDATES_MAX};
 use super::source::{index, put};
 use super::volatile::{Change, Owner, RECORDS_MAX, Zone};
@@ -32,13 +33,25 @@ impl Vhdx {
     /// "FileWriteGuid" and "DataWriteGuid" change together: whoever writes
     /// metadata here does it because of data.
     pub(super) fn begin(&self) -> Result<(), DiskError> {
-        if self.journal.has_begun() {
+        if self.journal.is_in(Phase::Begun) {
             return Ok(());
         }
         let mut log = self.journal.log();
-        if self.journal.has_begun() {
-            return Ok(());
+        if self.journal.is_in(Phase::Closed) {
+            let zone = self.begin_log(&mut log)?;
+            self.journal.notes().zone = Some(zone);
+        } else if self.journal.is_in(Phase::Resumed) {
+            // Who looked at the file since its writer was killed must see that
+            // it goes on.
+            self.renew(&mut log, |_| {})?;
         }
+        self.journal.enter(Phase::Begun);
+        Ok(())
+    }
+
+    /// Begins a log: an entry without updates, a zone without records, and
+    /// then the headers that name them.
+    fn begin_log(&self, log: &mut Log) -> Result<Zone, DiskError> {
         let owner = Owner {
             boot_id: self.boot_id,
             log: Uuid::new_v4(),
@@ -58,23 +71,26 @@ impl Vhdx {
         })();
         let zone = prepared.map_err(|e| self.write_failed("writing the log of", e))?;
         self.synced()?;
-        let changed = log.headers.update(file, |header| {
-            header.file_write = Uuid::new_v4();
-            header.data_write = Uuid::new_v4();
-            header.log = owner.log;
-        });
-        changed.map_err(|e| self.sync_failed("writing the headers of", e))?;
+        self.renew(log, |header| header.log = owner.log)?;
         log.sequence = 1;
         log.place = PLACE_BYTES;
-        self.journal.notes().zone = Some(zone);
-        self.journal.set_begun(true);
-        Ok(())
+        Ok(zone)
+    }
+
+    /// Says in the headers that somebody begins to write.
+    fn renew(&self, log: &mut Log, change: impl FnOnce(&mut Header)) -> Result<(), DiskError> {
+        let changed = log.headers.update(&self.source.file, |header| {
+            header.file_write = Uuid::new_v4();
+            header.data_write = Uuid::new_v4();
+            change(header);
+        });
+        changed.map_err(|e| self.sync_failed("writing the headers of", e))
     }
 
     /// Makes everything durable and in place, and says in the headers that
     /// there is no log to replay: other programs open the file as it is.
     pub(crate) fn close(&self) -> Result<(), DiskError> {
-        if !self.journal.has_begun() {
+        if self.journal.is_in(Phase::Closed) {
             return Ok(());
         }
         self.rounds.join(|| self.round())?;
@@ -90,7 +106,7 @@ impl Vhdx {
             .update(&self.source.file, |header| header.log = Uuid::nil());
         changed.map_err(|e| self.sync_failed("writing the headers of", e))?;
         notes.zone = None;
-        self.journal.set_begun(false);
+        self.journal.enter(Phase::Closed);
         Ok(())
     }
 
@@ -130,7 +146,10 @@ impl Vhdx {
             zone.append(&self.source.file, &change)
                 .map_err(|e| self.write_failed("writing the log of", e))?;
         }
-        notes.pending.push(Note { change, frees });
+        notes.pending.push(Note {
+            change,
+            frees: frees.into_iter().collect(),
+        });
         Ok(())
     }
 
@@ -258,7 +277,7 @@ impl Vhdx {
     /// First the hole, then the room: the other way round a late hole would
     /// destroy what the next owner of the room has written.
     fn give_back(&self, done: &[Note]) {
-        for (offset, bytes) in done.iter().filter_map(|note| note.frees) {
+        for (offset, bytes) in done.iter().flat_map(|note| note.frees.iter().copied()) {
             if let Err(error) = self.source.file.punch_hole(offset, bytes) {
                 tracing::debug!(path = %self.source.path.display(), %error, "hole not punched");
             }

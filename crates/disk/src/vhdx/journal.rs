@@ -1,7 +1,7 @@
 //! What was answered and is not yet durable: the notes of a flush to come.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::header::Headers;
@@ -14,8 +14,8 @@ pub(super) const NOTES_PER_PIECE: usize = 4;
 #[derive(Clone, Debug)]
 pub(super) struct Note {
     pub(super) change: Change,
-    /// Offset and length.
-    pub(super) frees: Option<(u64, u64)>,
+    /// Offsets and lengths.
+    pub(super) frees: Vec<(u64, u64)>,
 }
 
 /// Notes in order, and the records of the same.
@@ -40,11 +40,22 @@ pub(super) struct Log {
     pub(super) unapplied: BTreeMap<u64, Box<[u8; 4096]>>,
 }
 
+/// How far the file is into being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It is as its last writer left it: no log, nothing noted.
+    Closed = 0,
+    /// A killed process left a log and notes, which count on; nothing was
+    /// written since.
+    Resumed = 1,
+    /// The headers say that it is being written.
+    Begun = 2,
+}
+
 /// Locks in the order in which they are taken: the log's, the notes'.
 #[derive(Debug)]
 pub(super) struct Journal {
-    /// Whether the headers say that the file is being written.
-    begun: AtomicBool,
+    phase: AtomicU8,
     log: Mutex<Log>,
     notes: Mutex<Notes>,
 }
@@ -52,18 +63,19 @@ pub(super) struct Journal {
 impl Journal {
     pub(super) fn new(log: Log) -> Journal {
         Journal {
-            begun: AtomicBool::new(false),
+            phase: AtomicU8::new(Phase::Closed as u8),
             log: Mutex::new(log),
             notes: Mutex::default(),
         }
     }
 
-    pub(super) fn has_begun(&self) -> bool {
-        self.begun.load(Ordering::Acquire)
+    pub(super) fn is_in(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::Acquire) == phase as u8
     }
 
-    pub(super) fn set_begun(&self, begun: bool) {
-        self.begun.store(begun, Ordering::Release);
+    /// Changed by who holds the log.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
     }
 
     pub(super) fn log(&self) -> MutexGuard<'_, Log> {

@@ -18,7 +18,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use self::bat::{Bat, Layout, State};
 use self::bitmap::{Bitmaps, CHUNK_SECTORS};
-use self::journal::Journal;
+use self::journal::{Journal, Phase};
 use self::metadata::Metadata;
 use self::source::{Source, index};
 use self::space::Gaps;
@@ -365,7 +365,7 @@ impl Disk for Vhdx {
 
     fn flush(&self) -> Result<(), DiskError> {
         self.health.check()?;
-        if !self.journal.has_begun() {
+        if self.journal.is_in(Phase::Closed) {
             return Ok(()); // Nothing was written since the file was whole.
         }
         self.rounds.join(|| self.round())

@@ -1,6 +1,7 @@
 //! A VHDX file opened: checked whole before anything is written, its log
 //! replayed, what an earlier process had answered brought back.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, RwLock};
 
@@ -11,7 +12,7 @@ use uuid::Uuid;
 use super::bat::{Bat, Layout, State};
 use super::bitmap::{Bitmaps, CHUNK_SECTORS};
 use super::header::Headers;
-use super::journal::{Journal, Log, Note};
+use super::journal::{Journal, Log, Note, Phase};
 use super::log::{PLACE_BYTES, Replay};
 use super::metadata::Metadata;
 use super::region::Regions;
@@ -61,14 +62,13 @@ impl Vhdx {
         let headers = Headers::open(&source)?;
         let header = headers.current.clone();
         let replay = log::read(&source, &header)?;
-        let answered = if header.log.is_nil() {
-            Vec::new()
-        } else {
-            let owner = Owner {
-                boot_id: files.boot_id(),
-                log: header.log,
-            };
-            Zone::read(&source, header.log_offset, owner)
+        let owner = Owner {
+            boot_id: files.boot_id(),
+            log: header.log,
+        };
+        let zone = match header.log.is_nil() {
+            true => None,
+            false => Zone::open(&source, header.log_offset, owner),
         };
         // Everything is looked at as it will be, before any of it is written.
         source.patch(replay.patches.clone(), replay.file_bytes);
@@ -89,7 +89,7 @@ impl Vhdx {
                 headers,
                 sequence: 0,
                 place: 0,
-                unapplied: std::collections::BTreeMap::new(),
+                unapplied: BTreeMap::new(),
             }),
             rounds: crate::overlay::rounds::Rounds::default(),
             health: Health::default(),
@@ -100,7 +100,7 @@ impl Vhdx {
             #[cfg(test)]
             forsaken: std::sync::atomic::AtomicBool::new(false),
         };
-        vhdx.finish(&header, &regions, replay, answered, opening, chain)
+        vhdx.finish(&header, &regions, replay, zone, opening, chain)
     }
 
     fn finish(
@@ -108,20 +108,26 @@ impl Vhdx {
         header: &super::header::Header,
         regions: &Regions,
         replay: Replay,
-        answered: Vec<Change>,
+        zone: Option<(Zone, Vec<Change>)>,
         opening: &Opening,
         chain: &Chain,
     ) -> Result<Vhdx, OpenError> {
-        for change in &answered {
+        // What the entries say that were changed and not flushed.
+        let mut durable = BTreeMap::new();
+        for change in zone.iter().flat_map(|(_, answered)| answered) {
+            if let Change::Entry { entry, .. } = *change {
+                durable.entry(entry).or_insert(self.bat.load(entry));
+            }
             self.redo(*change)?;
         }
         let mut space = Space::new(self.source.length());
         self.take_structures(&mut space, header, regions)?;
         self.bat.check(&self.source, &self.layout, &mut space)?;
+        let held = self.held(&durable, &mut space);
         self.gaps = Mutex::new(space.gaps());
         self.parent = parent::open(&self, opening, chain)?;
         if self.access == Access::ReadWrite && !header.log.is_nil() {
-            self.recover(replay, answered)?;
+            self.recover(replay, zone, held)?;
         }
         Ok(self)
     }
@@ -143,6 +149,29 @@ impl Vhdx {
             }
         }
         Ok(())
+    }
+
+    /// Takes the rooms that are free by what was answered, and are not by what
+    /// is durable: nobody gets them before a flush.
+    fn held(&self, durable: &BTreeMap<u64, u64>, space: &mut Space) -> Vec<(u64, u64)> {
+        let room = |entry: u64, value: u64| match State::parse(value) {
+            Some(State::Full(at) | State::Partial(at)) => Some((at, self.layout.room_of(entry))),
+            _ => None,
+        };
+        let now: Vec<_> = durable
+            .keys()
+            .filter_map(|entry| room(*entry, self.bat.load(*entry)))
+            .collect();
+        let mut held: Vec<_> = durable
+            .iter()
+            .filter_map(|(entry, value)| room(*entry, *value))
+            .filter(|room| !now.contains(room))
+            .collect();
+        held.retain(|(at, bytes)| {
+            let end = at.checked_add(*bytes);
+            end.is_some_and(|end| end <= self.source.length()) && space.take(*at, *bytes)
+        });
+        held
     }
 
     /// Makes a change in memory that an earlier process had answered.
@@ -176,10 +205,18 @@ impl Vhdx {
         Ok(())
     }
 
-    /// Replays the log in the file, makes what was answered durable, and marks
-    /// the file as one without a log.
-    fn recover(&mut self, replay: Replay, answered: Vec<Change>) -> Result<(), OpenError> {
-        let failed = |source: &Source, error| source.trouble("replaying the log of", error);
+    /// Replays the log in the file.
+    ///
+    /// What a process of this boot of the kernel left goes on where it was
+    /// killed: nothing is made durable that nobody has asked to be. Any other
+    /// log is ended.
+    fn recover(
+        &mut self,
+        replay: Replay,
+        zone: Option<(Zone, Vec<Change>)>,
+        held: Vec<(u64, u64)>,
+    ) -> Result<(), OpenError> {
+        let failed = |error| self.source.trouble("replaying the log of", error);
         let file = &self.source.file;
         let redone = (|| {
             if file.inner().metadata()?.len() < self.source.length() {
@@ -191,46 +228,44 @@ impl Vhdx {
                     Patch::Zeros(offset, bytes) => zero(file, *offset, *bytes)?,
                 }
             }
-            file.sync_data()
+            Ok(())
         })();
-        redone.map_err(|e| failed(&self.source, e))?;
-        if !replay.patches.is_empty() {
-            tracing::info!(
-                path = %self.source.path.display(),
-                updates = replay.patches.len(),
-                "log replayed"
-            );
-        }
-        self.source.patch(Vec::new(), 0);
-        if !answered.is_empty() {
-            let (sequence, place) = replay.head.unwrap_or((0, PLACE_BYTES));
-            let mut log = self.journal.log();
+        redone.map_err(failed)?;
+        tracing::info!(
+            path = %self.source.path.display(),
+            updates = replay.patches.len(),
+            answered = zone.as_ref().map_or(0, |(_, answered)| answered.len()),
+            "log replayed"
+        );
+        let mut log = self.journal.log();
+        if let (Some((zone, answered)), Some((sequence, place))) = (zone, replay.head) {
             log.sequence = sequence;
             // Never over the entry that counts.
             log.place = if place == 0 { PLACE_BYTES } else { 0 };
-            drop(log);
-            let notes = answered.into_iter().map(|change| Note {
+            let mut notes = self.journal.notes();
+            notes.zone = Some(zone);
+            let note = |change| Note {
                 change,
-                frees: None,
-            });
-            self.journal.notes().pending = notes.collect();
-            self.round()?;
-            self.source
-                .file
-                .sync_data()
-                .map_err(|e| failed(&self.source, e))?;
+                frees: Vec::new(),
+            };
+            notes.pending = answered.into_iter().map(note).collect();
+            // Free once all of them are durable.
+            if let Some(last) = notes.pending.last_mut() {
+                last.frees = held;
+            }
+            self.journal.enter(Phase::Resumed);
+        } else {
+            file.sync_data().map_err(failed)?;
+            log.headers
+                .update(file, |header| {
+                    header.file_write = Uuid::new_v4();
+                    header.log = Uuid::nil();
+                })
+                .map_err(failed)?;
         }
-        let mut log = self.journal.log();
-        if !log.unapplied.is_empty() {
-            let full = std::io::Error::from(Errno::NOSPC);
-            return Err(failed(&self.source, full));
-        }
-        log.headers
-            .update(&self.source.file, |header| {
-                header.file_write = Uuid::new_v4();
-                header.log = Uuid::nil();
-            })
-            .map_err(|e| failed(&self.source, e))
+        drop(log);
+        self.source.patch(Vec::new(), 0);
+        Ok(())
     }
 }
 

@@ -123,9 +123,10 @@ impl Zone {
         Ok(())
     }
 
-    /// The records that stand in the log at `log_at` for this owner, in order.
-    pub(super) fn read(source: &Source, log_at: u64, owner: Owner) -> Vec<Change> {
-        let mut newest: Option<(u32, Vec<Change>)> = None;
+    /// The zone in the log at `log_at`, if it is this owner's, and the records
+    /// in it, in order.
+    pub(super) fn open(source: &Source, log_at: u64, owner: Owner) -> Option<(Zone, Vec<Change>)> {
+        let mut newest: Option<(Zone, Vec<Change>)> = None;
         for half in [0, 1] {
             let mut bytes = vec![0; HALF_BYTES];
             let at = log_at + ZONE_AT + half * HALF_BYTES as u64;
@@ -133,15 +134,24 @@ impl Zone {
                 continue;
             }
             let epoch = u32_at(&bytes, 40);
-            let is_newer = newest.as_ref().is_none_or(|(other, _)| epoch > *other);
+            let is_newer = newest.as_ref().is_none_or(|(other, _)| epoch > other.epoch);
             if bytes[..HEAD_BYTES] != head(&owner, epoch) || !is_newer {
                 continue;
             }
             let changes = (0..).zip(bytes[HEAD_BYTES..].chunks_exact(RECORD_BYTES));
             let changes = changes.map_while(|(nth, bytes)| parse(&owner, epoch, nth, bytes));
-            newest = Some((epoch, changes.collect()));
+            let changes: Vec<Change> = changes.collect();
+            let used = u32::try_from(changes.len()).ok()?;
+            let zone = Zone {
+                owner,
+                log_at,
+                half,
+                epoch,
+                used,
+            };
+            newest = Some((zone, changes));
         }
-        newest.map_or(Vec::new(), |(_, changes)| changes)
+        newest
     }
 }
 
@@ -226,9 +236,10 @@ mod tests {
         let mut zone = Zone::create(&file, 0, owner()).unwrap();
         let read = |owner| {
             let file = Files::real().unwrap().open_file(&path).unwrap();
-            Zone::read(&Source::new(file, &path).unwrap(), 0, owner)
+            let zone = Zone::open(&Source::new(file, &path).unwrap(), 0, owner);
+            zone.map(|(_, changes)| changes)
         };
-        assert_eq!(read(owner()), []);
+        assert_eq!(read(owner()), Some(vec![]));
         let bits = Change::Bits {
             first: 9,
             count: 3,
@@ -236,22 +247,22 @@ mod tests {
         };
         zone.append(&file, &change(1)).unwrap();
         zone.append(&file, &bits).unwrap();
-        assert_eq!(read(owner()), [change(1), bits]);
+        assert_eq!(read(owner()), Some(vec![change(1), bits]));
         let rebooted = Owner {
             boot_id: [9; 16],
             ..owner()
         };
-        assert_eq!(read(rebooted), []);
+        assert_eq!(read(rebooted), None);
         let rewritten = Owner {
             log: Uuid::from_bytes([9; 16]),
             ..owner()
         };
-        assert_eq!(read(rewritten), []);
+        assert_eq!(read(rewritten), None);
         for entry in 2..5 {
             let kept = [change(entry)];
             zone.restart(&file, &mut kept.iter()).unwrap();
             zone.append(&file, &change(7)).unwrap();
-            assert_eq!(read(owner()), [change(entry), change(7)]);
+            assert_eq!(read(owner()), Some(vec![change(entry), change(7)]));
         }
     }
 }

@@ -213,10 +213,6 @@ impl Subject for VhdxOf {
         disk.close()
     }
 
-    fn takes_writes_in_a_flush(&self) -> bool {
-        true
-    }
-
     fn check(&self, root: &Path) -> Result<(), String> {
         vhdx::tests::check(&root.join(Self::NAME))
     }
@@ -271,6 +267,19 @@ mod vhdx_files {
         for moment in [site.recorder.moment() - 1, site.recorder.moment()] {
             site.lose_power_variously(moment, 3, 30);
         }
+    }
+
+    #[test]
+    fn room_is_not_given_to_others_by_a_death_either() {
+        let (site, last, fresh) = with_a_last_block();
+        site.unmap(last, VhdxOf::LAST.len()).unwrap();
+        site.reopen().unwrap();
+        site.write(fresh, 4).unwrap();
+        site.lose_power_variously(site.recorder.moment(), 3, 30);
+        site.flush().unwrap();
+        site.write(0, 1).unwrap();
+        let length = site.disk().file_bytes();
+        assert_eq!(length, 6 << 20, "now it is");
     }
 
     #[test]
