@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use disk::gpt::Followed;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::error::{Body, Path};
+use super::error::{Body, Path, Query};
 use super::jobs::{self, Begun, Job};
-use super::{Api, ApiError, ErrorBody};
-use crate::inventory::{self, DiskFormat, DiskKind, Name, NewOwnDisk, OwnDisk};
+use super::{Api, ApiError, ErrorBody, streams};
+use crate::inventory::{self, DiskFormat, DiskKind, Name, NewOwnDisk, Origin, OwnDisk};
 
 /// A disk file that is written in place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -142,6 +143,35 @@ pub(crate) struct ConvertDisk {
     pub(crate) format: Format,
 }
 
+/// A change of a disk.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResizeDisk {
+    /// Make it so large: no less than it is.
+    pub(crate) size_bytes: u64,
+}
+
+/// A disk that was made larger.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub(crate) struct ResizedDisk {
+    /// As it is now.
+    pub(crate) disk: Disk,
+    /// What became of its partition table.
+    pub(crate) partition_table: PartitionTable,
+}
+
+/// What became of a partition table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PartitionTable {
+    /// A GPT, which knows of the new space now.
+    Moved,
+    /// A GPT that knew of it already.
+    AtTheEnd,
+    /// No GPT: the system that uses the disk sees to it.
+    NoGpt,
+}
+
 /// Lists every own disk, by name.
 #[utoipa::path(get, path = "/disks", tag = "disks", operation_id = "list_disks",
     responses((status = 200, description = "every disk", body = Vec<Disk>)))]
@@ -239,8 +269,49 @@ pub(super) async fn import(
             comment: import.comment,
         };
         let format = import.format.map(DiskFormat::from).unwrap_or_default();
-        let source = PathBuf::from(import.source);
-        let job = api.inventory.import_own_disk(new, format, &source)?;
+        let origin = Origin::File(PathBuf::from(import.source));
+        let job = api.inventory.import_own_disk(new, format, origin)?;
+        Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
+/// What to make of a stream.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ImportDiskStream {
+    /// What the disk's file is; without it, raw.
+    format: Option<Format>,
+    /// The operator's words.
+    #[serde(default)]
+    comment: String,
+}
+
+/// Starts to make a new disk of the body, of any format: a job, whose result is
+/// the disk.
+#[utoipa::path(post, path = "/disks/{disk}/stream", tag = "disks",
+    operation_id = "import_disk_stream",
+    params(("disk" = String, Path, description = "name of the new disk"), ImportDiskStream),
+    request_body(content_type = "application/octet-stream"),
+    responses((status = 202, description = "the import, begun", body = Job),
+        (status = 400, description = "not a disk", body = ErrorBody),
+        (status = 409, description = "the name is taken, or too many jobs are running",
+            body = ErrorBody)))]
+pub(super) async fn import_stream(
+    State(api): State<Api>,
+    Path(name): Path<String>,
+    Query(how): Query<ImportDiskStream>,
+    body: axum::body::Body,
+) -> Result<Begun, ApiError> {
+    let new = NewOwnDisk {
+        name: Name::parse(&name)?,
+        comment: how.comment,
+    };
+    let spool = streams::receive(&api, body).await?;
+    api.work(move |api| {
+        let format = how.format.map(DiskFormat::from).unwrap_or_default();
+        let origin = Origin::Stream(spool);
+        let job = api.inventory.import_own_disk(new, format, origin)?;
         Ok(jobs::begun(api, job))
     })
     .await
@@ -290,6 +361,38 @@ pub(super) async fn convert(
         let format = DiskFormat::from(convert.format);
         let job = api.inventory.convert_own_disk(&disk, format)?;
         Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
+/// Makes a disk that nobody uses larger; a GPT on it knows of the new space
+/// then.
+#[utoipa::path(patch, path = "/disks/{disk}", tag = "disks", operation_id = "resize_disk",
+    request_body = ResizeDisk,
+    params(("disk" = String, Path, description = "name")),
+    responses((status = 200, description = "the disk as it is now", body = ResizedDisk),
+        (status = 400, description = "it would shrink, or does not grow", body = ErrorBody),
+        (status = 404, description = "there is no such disk", body = ErrorBody),
+        (status = 409, description = "it is in use, or its partition table is damaged",
+            body = ErrorBody)))]
+pub(super) async fn resize(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+    Body(resize): Body<ResizeDisk>,
+) -> Result<Json<ResizedDisk>, ApiError> {
+    api.work(move |api| {
+        let disk = api.inventory.own_disk(&disk)?;
+        require_closed(api, &disk)?;
+        let followed = api.inventory.resize_own_disk(&disk, resize.size_bytes)?;
+        tracing::info!(disk = %disk.name, size_bytes = resize.size_bytes, "disk resized");
+        Ok(Json(ResizedDisk {
+            disk: shown(api, &disk)?,
+            partition_table: match followed {
+                Followed::Moved => PartitionTable::Moved,
+                Followed::AtTheEnd => PartitionTable::AtTheEnd,
+                Followed::NoGpt => PartitionTable::NoGpt,
+            },
+        }))
     })
     .await
 }

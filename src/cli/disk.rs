@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use clap::{ArgGroup, Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::client::{Client, part};
-use super::job;
+use super::image::server_path;
 use super::show::{Answer, bytes, or_dash, table, time};
 use super::size::size;
+use super::{job, stream};
 use crate::api::disks::{
-    AddDisk, CloneDisk, ConvertDisk, Disk, Format, ImportDisk, Kind, RegisterDisk,
+    AddDisk, CloneDisk, ConvertDisk, Disk, Format, ImportDisk, Kind, PartitionTable, RegisterDisk,
+    ResizeDisk, ResizedDisk,
 };
 use crate::api::jobs::Job;
 
@@ -39,6 +40,14 @@ pub(super) enum Verb {
         /// What its file becomes
         #[arg(long)]
         format: Format,
+    },
+    /// Make a disk that nobody uses larger; a GPT on it is told
+    Resize {
+        /// Name of the disk
+        disk: String,
+        /// New size, as in 64G (GiB), 1.5T or a number of bytes
+        #[arg(value_parser = size)]
+        size: u64,
     },
     /// List every own disk
     List,
@@ -80,7 +89,8 @@ pub(super) struct Create {
 pub(super) struct Import {
     /// Name: a to z, 0 to 9 and "-"
     name: String,
-    /// Disk file, or block device, on the server's host
+    /// Disk file of any format, or block device, on the server's host; - for
+    /// standard input
     file: PathBuf,
     /// What the copy's file is [default: raw]
     #[arg(long, conflicts_with = "in_place")]
@@ -110,13 +120,23 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             Answer::new(format!("made {}", summary(&disk)), &disk)
         }
         Verb::Import(import) if !import.in_place => {
-            let asked = ImportDisk {
-                name: import.name,
-                source: server_path(&import.file)?,
-                format: import.format,
-                comment: import.comment,
+            let job: Job = if import.file == Path::new("-") {
+                let format = match import.format.and_then(|format| format.to_possible_value()) {
+                    Some(format) => format!("&format={}", format.get_name()),
+                    None => String::new(),
+                };
+                let comment = part(&import.comment);
+                let here = format!("{}/stream?comment={comment}{format}", path(&import.name));
+                stream::send(client, &here, &import.name, json).await?
+            } else {
+                let asked = ImportDisk {
+                    name: import.name,
+                    source: server_path(&import.file)?,
+                    format: import.format,
+                    comment: import.comment,
+                };
+                client.add("/disks/imports", &asked).await?
             };
-            let job: Job = client.add("/disks/imports", &asked).await?;
             let disk: Disk = job::follow(client, job, json).await?;
             Answer::new(format!("imported {}", summary(&disk)), &disk)
         }
@@ -136,6 +156,20 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             let disk: Disk = job::follow(client, job, json).await?;
             let words = format!("{} is a {} file now: {}", disk.name, kind(&disk), disk.file);
             Answer::new(words, &disk)
+        }
+        Verb::Resize { disk, size } => {
+            let resize = ResizeDisk { size_bytes: size };
+            let resized: ResizedDisk = client.set(&path(&disk), &resize).await?;
+            let table = match resized.partition_table {
+                PartitionTable::Moved | PartitionTable::AtTheEnd => {
+                    "its GPT knows of all of it; what grows next is a partition, from inside"
+                }
+                PartitionTable::NoGpt => {
+                    "there is no GPT on it: the system that uses it sees to the new space"
+                }
+            };
+            let size = or_dash(resized.disk.size_bytes.map(bytes));
+            Answer::new(format!("{disk} has {size}: {table}"), &resized)
         }
         Verb::Import(import) => {
             let register = RegisterDisk {
@@ -164,16 +198,6 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
 
 fn path(disk: &str) -> String {
     format!("/disks/{}", part(disk))
-}
-
-/// A path as the server sees it: it has a working directory of its own.
-fn server_path(file: &Path) -> anyhow::Result<String> {
-    let path = std::path::absolute(file)
-        .with_context(|| format!("cannot tell where {} is", file.display()))?;
-    let Some(path) = path.to_str() else {
-        bail!("the path of {} is not UTF-8: rename it", file.display());
-    };
-    Ok(path.to_owned())
 }
 
 fn kind(disk: &Disk) -> &'static str {

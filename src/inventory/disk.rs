@@ -11,6 +11,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use disk::gpt::{Followed, GptError};
 use disk::probe::{Format, VhdKind};
 use disk::{Access, DiskError, NewDisk, NewFormat, OpenError, Opening, SharedDisk};
 use jiff::Timestamp;
@@ -231,6 +232,32 @@ impl Inventory {
         self.store.read(|facts| users(facts, disk))
     }
 
+    /// Makes a disk that nobody has open larger, and lets its partition table
+    /// know. Asked for the size it has, it still looks after the table.
+    pub(crate) fn resize_own_disk(&self, disk: &OwnDisk, size_bytes: u64) -> Result<Followed> {
+        check_size(size_bytes)?;
+        let open = || self.open_own_disk(disk, Access::ReadWrite);
+        let before = open()?.geometry().size_bytes;
+        if size_bytes < before {
+            return Err(Error::Invalid(format!(
+                "{} has {before} bytes: it can grow, and not shrink, for what is at its end \
+                 would be lost",
+                disk.name
+            )));
+        }
+        if size_bytes > before {
+            let opening = self.own_disk_opening(disk, Access::ReadWrite)?;
+            disk::grow(&self.disks.path(disk), &opening, size_bytes).map_err(uncreated)?;
+        }
+        disk::gpt::follow_end(&*open()?).map_err(|error| {
+            let words = format!("disk {} has {size_bytes} bytes now, but {error}", disk.name);
+            match error {
+                GptError::Damaged { .. } => Error::Conflict(words),
+                GptError::Disk(_) => Error::Failed(words),
+            }
+        })
+    }
+
     /// Opens an own disk: for one writer, and only while nothing stands on it.
     pub(crate) fn open_own_disk(&self, disk: &OwnDisk, access: Access) -> Result<SharedDisk> {
         if access == Access::ReadWrite
@@ -238,15 +265,7 @@ impl Inventory {
         {
             return Err(has_child(disk, above));
         }
-        let opening = Opening {
-            format: Some(disk.kind.format()),
-            access,
-            // One that is being taken in is not known yet, and has no parent.
-            parent_roots: match disk.parent {
-                Some(_) => self.own_disk_parents(disk.id)?,
-                None => Vec::new(),
-            },
-        };
+        let opening = self.own_disk_opening(disk, access)?;
         disk::open(&self.disks.path(disk), &opening).map_err(|error| match error {
             OpenError::Missing { path } => Error::Failed(format!(
                 "the file of disk {} is not there: put {} back",
@@ -254,6 +273,18 @@ impl Inventory {
                 path.display()
             )),
             other => unopened(other),
+        })
+    }
+
+    fn own_disk_opening(&self, disk: &OwnDisk, access: Access) -> Result<Opening> {
+        Ok(Opening {
+            format: Some(disk.kind.format()),
+            access,
+            // One that is being taken in is not known yet, and has no parent.
+            parent_roots: match disk.parent {
+                Some(_) => self.own_disk_parents(disk.id)?,
+                None => Vec::new(),
+            },
         })
     }
 
@@ -599,6 +630,11 @@ pub(super) fn unopened(error: OpenError) -> Error {
             if source.kind() == ErrorKind::ResourceBusy =>
         {
             Error::Conflict(words)
+        }
+        OpenError::Disk(DiskError::Io { source, .. })
+            if source.kind() == ErrorKind::InvalidInput =>
+        {
+            Error::Invalid(words)
         }
         OpenError::Disk(DiskError::Corrupt(_)) => Error::Invalid(words),
         OpenError::Disk(_) => Error::Failed(words),

@@ -81,7 +81,7 @@ impl Site {
     }
 
     /// A command line; whether it succeeded, and what it said.
-    fn ask(&self, line: &str) -> (bool, String) {
+    pub(crate) fn ask(&self, line: &str) -> (bool, String) {
         let output = Command::new(DISKLESS)
             .arg("--api")
             .arg(self.socket())
@@ -97,7 +97,7 @@ impl Site {
         said
     }
 
-    fn json(&self, line: &str) -> Value {
+    pub(crate) fn json(&self, line: &str) -> Value {
         serde_json::from_str(&self.run(&format!("{line} --json"))).unwrap()
     }
 
@@ -131,7 +131,7 @@ impl Site {
     }
 
     /// QEMU's I/O tool with these commands on a LUN.
-    fn qemu_io(&self, url: &str, commands: &[&str]) -> Option<(bool, String)> {
+    pub(crate) fn qemu_io(&self, url: &str, commands: &[&str]) -> Option<(bool, String)> {
         let mut arguments = vec!["-f", "raw"];
         for command in commands {
             arguments.extend(["-c", command]);

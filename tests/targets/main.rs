@@ -19,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 mod kept;
 mod killed;
+mod own;
 mod serve;
 
 const DISKLESS: &str = env!("CARGO_BIN_EXE_diskless");

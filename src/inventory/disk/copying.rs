@@ -15,33 +15,46 @@ use super::files::Busy;
 use super::{
     DiskFormat, DiskKind, Disks, NewOwnDisk, OwnDisk, SIZE_STEP_BYTES, uncreated, unopened,
 };
+use crate::inventory::import::Origin;
 use crate::inventory::job::{Job, JobKind, Outcome, Progress};
+use crate::inventory::spool::Spool;
 use crate::inventory::{Error, Inventory, Result};
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: u64 = 1 << 20;
 
 impl Inventory {
-    /// Starts to copy a disk file of any format, or a block device, to a new
-    /// disk.
+    /// Starts to copy a disk of any format, from a file, a block device or a
+    /// stream, to a new disk.
     pub(crate) fn import_own_disk(
         &self,
         new: NewOwnDisk,
         format: DiskFormat,
-        source: &Path,
+        origin: Origin,
     ) -> Result<Job> {
         self.check_new(&new)?;
-        if !source.is_absolute() {
+        let (path, spool) = match origin {
+            Origin::File(path) => (path, None),
+            Origin::Stream(spool) => (spool.path().to_owned(), Some(spool)),
+        };
+        if !path.is_absolute() {
             return Err(Error::Invalid(format!(
                 "{} must begin with \"/\": the server has a working directory of its own",
-                source.display()
+                path.display()
             )));
         }
-        let opened = disk::open(source, &Opening::new(Access::ReadOnly)).map_err(unopened)?;
+        super::files::require_disk(&path)?;
+        let opened = disk::open(&path, &Opening::new(Access::ReadOnly)).map_err(unopened)?;
         if opened.geometry().size_bytes == 0 {
-            return Err(Error::Invalid(format!("{} is empty", source.display())));
+            return Err(Error::Invalid(
+                "it is empty: there is no disk in it".to_owned(),
+            ));
         }
-        self.start_copy(JobKind::Import, new, format, Source::foreign(opened))
+        let source = Source {
+            _spool: spool,
+            ..Source::of(opened)
+        };
+        self.start_copy(JobKind::Import, new, format, source)
     }
 
     /// Starts to copy a disk that nobody writes to a new one of the same
@@ -57,8 +70,8 @@ impl Inventory {
             DiskKind::Vhdx => DiskFormat::Vhdx,
         };
         let source = Source {
-            disk: opened,
             file: (disk.kind == DiskKind::Raw).then_some(path),
+            ..Source::of(opened)
         };
         self.start_copy(JobKind::Clone, new, format, source)
     }
@@ -117,7 +130,7 @@ impl Inventory {
         let subject = disk.name.to_string();
         self.start_job(JobKind::Conversion, subject, move |progress| {
             let _busy: Busy = busy;
-            let source = Source::foreign(opened);
+            let source = Source::of(opened);
             let copied = source
                 .copy_to(&disks, disk.id, format, progress)
                 .and_then(|copy| compare(&*source.disk, &*copy, progress));
@@ -137,11 +150,17 @@ struct Source {
     disk: SharedDisk,
     /// The file whose bytes the disk's are, where blocks may be shared with it.
     file: Option<PathBuf>,
+    /// Keeps the file of a stream.
+    _spool: Option<Spool>,
 }
 
 impl Source {
-    fn foreign(disk: SharedDisk) -> Source {
-        Source { disk, file: None }
+    fn of(disk: SharedDisk) -> Source {
+        Source {
+            disk,
+            file: None,
+            _spool: None,
+        }
     }
 
     /// Copies it to the unfinished file of `id`, durably.

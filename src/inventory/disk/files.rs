@@ -333,20 +333,25 @@ fn aside(rest: &str) -> Option<(Uuid, &str)> {
     Some((Uuid::parse_str(id).ok()?, name.strip_prefix('-')?))
 }
 
-/// Refuses what is no disk, and a block device that the kernel has in use:
-/// mounted, swapped to, or part of another device.
-pub(super) fn require_free(path: &Path) -> Result<()> {
+/// Refuses what is neither a file nor a block device; `true` for the latter.
+/// Asked before it is opened: opening a pipe would wait for a writer.
+pub(super) fn require_disk(path: &Path) -> Result<bool> {
     let failed = |e: io::Error| Error::Invalid(format!("cannot open {}: {e}", path.display()));
-    // Asked before it is opened: opening a pipe would wait for a writer.
     let kind = fs::metadata(path).map_err(failed)?.file_type();
-    if kind.is_file() {
-        return Ok(());
-    }
-    if !kind.is_block_device() {
+    if !kind.is_file() && !kind.is_block_device() {
         return Err(Error::Invalid(format!(
             "{} is neither a file nor a block device",
             path.display()
         )));
+    }
+    Ok(kind.is_block_device())
+}
+
+/// Refuses what is no disk, and a block device that the kernel has in use:
+/// mounted, swapped to, or part of another device.
+pub(super) fn require_free(path: &Path) -> Result<()> {
+    if !require_disk(path)? {
+        return Ok(());
     }
     let exclusive = OpenOptions::new()
         .read(true)
@@ -360,6 +365,9 @@ pub(super) fn require_free(path: &Path) -> Result<()> {
             path.display(),
             path.display()
         ))),
-        Err(e) => Err(failed(e)),
+        Err(e) => Err(Error::Invalid(format!(
+            "cannot open {}: {e}",
+            path.display()
+        ))),
     }
 }

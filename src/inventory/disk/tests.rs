@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::inventory::tests::{Site, mac};
-use crate::inventory::{MachineChange, NewMachine, Outcome};
+use crate::inventory::{MachineChange, NewMachine, Origin, Outcome};
 
 const GIB: u64 = 1 << 30;
 
@@ -301,7 +301,7 @@ fn an_import_copies_a_disk_of_another_format() {
     let vhd = made(&site, site.convert_own_disk(&disk, DiskFormat::Vhd)).unwrap();
     let file = site.directory().join("from.vhd");
     fs::copy(site.own_disk_path(&vhd), &file).unwrap();
-    let import = site.import_own_disk(named("new"), DiskFormat::Raw, &file);
+    let import = site.import_own_disk(named("new"), DiskFormat::Raw, Origin::File(file.clone()));
     let imported = made(&site, import).unwrap();
     assert_eq!(imported.kind, DiskKind::Raw);
     holds_what_was_written(&site, &imported);
@@ -365,4 +365,43 @@ fn a_child_keeps_its_parent_from_being_written_and_removed() {
         site.create_own_disk_above(named("other"), None, &child)
             .is_err()
     );
+}
+
+#[test]
+fn a_disk_grows_and_never_shrinks() {
+    let site = Site::new();
+    let disk = written(&site, "win");
+    assert_eq!(
+        site.resize_own_disk(&disk, 3 * GIB).unwrap(),
+        Followed::NoGpt
+    );
+    assert_eq!(site.own_disk_size(&disk).unwrap(), Some(3 * GIB));
+    holds_what_was_written(&site, &disk);
+    let refusal = site.resize_own_disk(&disk, GIB).unwrap_err().to_string();
+    assert!(refusal.contains("not shrink"), "{refusal}");
+    let vhd = made(&site, site.convert_own_disk(&disk, DiskFormat::Vhd)).unwrap();
+    site.resize_own_disk(&vhd, 5 * GIB).unwrap();
+    assert_eq!(site.own_disk_size(&vhd).unwrap(), Some(5 * GIB));
+    holds_what_was_written(&site, &vhd);
+    let open = site.open_own_disk(&vhd, Access::ReadWrite).unwrap();
+    let refusal = site.resize_own_disk(&vhd, 6 * GIB);
+    assert!(matches!(refusal, Err(Error::Conflict(_))), "{refusal:?}");
+    drop(open);
+}
+
+#[test]
+fn a_stream_becomes_a_disk() {
+    let site = Site::new();
+    let mut spool = site.spool("standard input").unwrap();
+    spool.write(&vec![7; 1 << 20]).unwrap();
+    spool.finish().unwrap();
+    let origin = Origin::Stream(spool);
+    let import = site.import_own_disk(named("new"), DiskFormat::Vhdx, origin);
+    let disk = made(&site, import).unwrap();
+    let open = site.open_own_disk(&disk, Access::ReadOnly).unwrap();
+    let mut seen = vec![0; 1 << 20];
+    open.read(0, &mut seen).unwrap();
+    assert!(seen == vec![7; 1 << 20]);
+    let left = fs::read_dir(site.data_path().join("images")).unwrap();
+    assert_eq!(left.count(), 0);
 }
