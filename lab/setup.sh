@@ -46,6 +46,9 @@ busybox: another (its udhcpc)
 command -v cc >/dev/null || needed="$needed
 build-essential: the C compiler and linker Rust calls
 "
+command -v openssl >/dev/null || needed="$needed
+openssl: an HTTPS server for downloads
+"
 command -v curl >/dev/null || needed="$needed
 curl: a second opinion on our HTTP server
 "

@@ -5,17 +5,19 @@ use std::path::PathBuf;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::Response;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::{Body, Path, Query};
+use super::exports::ExportDisk;
 use super::jobs::{self, Begun, Job};
 use super::{Api, ApiError, ErrorBody, streams};
 use crate::inventory::{
-    self, Assignment, ImageRef, ImportRequest, Machine, Name, Origin, OverlayMode, Verification,
-    hex,
+    self, Address, Assignment, ImageRef, ImportRequest, Machine, Name, Origin, OverlayMode,
+    Verification, hex,
 };
 
 /// One version of an image.
@@ -89,7 +91,8 @@ pub(crate) struct RolledBack {
 pub(crate) struct ImportImage {
     /// Image it becomes the next version of.
     pub(crate) name: String,
-    /// Disk file of any format, or block device, on the server, from "/".
+    /// Disk file of any format, or block device, on the server, from "/"; or a
+    /// URL (http, https), which the server fetches.
     pub(crate) source: String,
     /// The operator's words.
     #[serde(default)]
@@ -238,7 +241,10 @@ pub(super) async fn import(
     api.work(move |api| {
         let job = api.inventory.start_import(ImportRequest {
             name: Name::parse(&body.name)?,
-            origin: Origin::File(PathBuf::from(body.source)),
+            origin: match body.source {
+                url if url.contains("://") => Origin::Url(Address::parse(&url)?),
+                path => Origin::File(PathBuf::from(path)),
+            },
             comment: body.comment,
         })?;
         Ok(jobs::begun(api, job))
@@ -297,6 +303,48 @@ pub(super) async fn show(
         Ok(Json(shown(api, &image)?))
     })
     .await
+}
+
+/// Starts to export an image: a job, whose result is the file.
+#[utoipa::path(post, path = "/images/{image}/export", tag = "images",
+    operation_id = "export_image",
+    params(("image" = String, Path, description = "NAME (its current version) or NAME@VERSION")),
+    request_body = ExportDisk,
+    responses((status = 202, description = "the export, begun", body = Job),
+        (status = 400, description = "it cannot be written there", body = ErrorBody),
+        (status = 404, description = "there is no such image", body = ErrorBody),
+        (status = 409, description = "a file is there already", body = ErrorBody)))]
+pub(super) async fn export(
+    State(api): State<Api>,
+    Path(image): Path<String>,
+    Body(body): Body<ExportDisk>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let meant = ImageRef::parse(&image)?;
+        let job = api.inventory.export_image(&meant, body.into())?;
+        Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
+/// The bytes of an image's disk.
+#[utoipa::path(get, path = "/images/{image}/content", tag = "images",
+    operation_id = "image_content",
+    params(("image" = String, Path, description = "NAME (its current version) or NAME@VERSION")),
+    responses((status = 200, description = "the disk, raw",
+            content_type = "application/octet-stream"),
+        (status = 404, description = "there is none", body = ErrorBody)))]
+pub(super) async fn content(
+    State(api): State<Api>,
+    Path(image): Path<String>,
+) -> Result<Response, ApiError> {
+    let disk = api
+        .work(move |api| {
+            let image = api.inventory.image(&ImageRef::parse(&image)?)?;
+            Ok(inventory::open_image(&image)?)
+        })
+        .await?;
+    Ok(streams::pour(disk))
 }
 
 /// Removes one version of an image, or all. One in use is refused.

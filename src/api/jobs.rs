@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::Path;
-use super::{Api, ApiError, ErrorBody, disks, images};
+use super::{Api, ApiError, ErrorBody, disks, exports, images};
 use crate::inventory::{self, JobState, Outcome};
 
 /// A job, running or ended.
@@ -136,6 +136,7 @@ fn shown(api: &Api, job: inventory::Job) -> Job {
 /// What came of a job, in the shape its noun has everywhere else.
 fn result(api: &Api, outcome: &Outcome) -> Value {
     let shown = match outcome {
+        Outcome::Exported(exported) => serde_json::to_value(exports::shown(exported)),
         Outcome::Image(image) => serde_json::to_value(images::shown(api, image).ok()),
         Outcome::Disk(disk) => serde_json::to_value(disks::shown(api, disk).ok()),
         Outcome::Verification(image, found) => serde_json::to_value(images::verified(image, found)),

@@ -9,6 +9,7 @@
 
 pub(crate) mod disks;
 mod error;
+pub(crate) mod exports;
 pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod leases;
@@ -180,6 +181,8 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(images::versions))
         .routes(routes!(images::roll_back))
         .routes(routes!(images::verify))
+        .routes(routes!(images::export))
+        .routes(routes!(images::content))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(overlays::list))

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use http_body_util::channel::Channel;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body, Bytes};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -107,6 +107,25 @@ impl Client {
         )
     }
 
+    /// GET of a body of any length: `piece` hears how long it is, where that is
+    /// known, and each part of it. An error is a body that broke off.
+    pub(super) async fn receive(
+        &self,
+        path: &str,
+        mut piece: impl FnMut(Option<u64>, &[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let empty = Full::new(Bytes::new());
+        let response = self.request(Method::GET, path, "application/json", empty);
+        let mut body = response.await?.into_body();
+        let total_bytes = body.size_hint().exact();
+        while let Some(frame) = body.frame().await {
+            if let Ok(bytes) = frame.map_err(|e| self.broken(e))?.into_data() {
+                piece(total_bytes, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn ask(&self, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<Bytes> {
         let body = Full::new(Bytes::from(body));
         let asked = self.ask_at_leisure(method, path, "application/json", body);
@@ -122,6 +141,21 @@ impl Client {
         kind: &str,
         body: B,
     ) -> anyhow::Result<Bytes>
+    where
+        B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+    {
+        let response = self.request(method, path, kind, body).await?;
+        self.whole(response).await
+    }
+
+    /// Asks; answers what was not refused, its body still to come.
+    async fn request<B>(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: B,
+    ) -> anyhow::Result<Response<Incoming>>
     where
         B: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
     {
@@ -143,7 +177,8 @@ impl Client {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .with_context(broken)?;
-        let connection = tokio::spawn(connection);
+        // Ends with the sender, or with the answer's body.
+        tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
             .uri(format!("{PREFIX}{path}"))
@@ -152,19 +187,23 @@ impl Client {
             .body(body)?;
         let response = sender.send_request(request).await.with_context(broken)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES)
-            .collect()
-            .await
-            .map_err(|e| anyhow!("the diskless on {socket} broke off: {e}"))?
-            .to_bytes();
-        connection.abort();
         if status.is_success() {
-            return Ok(body);
+            return Ok(response);
         }
-        match serde_json::from_slice::<ErrorBody>(&body) {
+        match serde_json::from_slice::<ErrorBody>(&self.whole(response).await?) {
             Ok(refusal) => Err(anyhow!(refusal.error)),
             Err(_) => Err(unexpected(status)),
         }
+    }
+
+    async fn whole(&self, response: Response<Incoming>) -> anyhow::Result<Bytes> {
+        let body = Limited::new(response.into_body(), ANSWER_MAX_BYTES);
+        let whole = body.collect().await.map_err(|e| self.broken(e))?;
+        Ok(whole.to_bytes())
+    }
+
+    fn broken(&self, e: impl std::fmt::Display) -> anyhow::Error {
+        anyhow!("the diskless on {} broke off: {e}", self.socket.display())
     }
 }
 

@@ -6,8 +6,9 @@ use anyhow::{Context, bail};
 use clap::Subcommand;
 
 use super::client::{Client, part};
-use super::show::{Answer, bytes, or_dash, table, time};
-use super::{job, stream};
+use super::export::Target;
+use super::show::{Answer, bytes, details, or_dash, table, time};
+use super::{file, job, stream};
 use crate::api::images::{Image, ImportImage, Rollback, RolledBack, Verified};
 use crate::api::jobs::Job;
 
@@ -17,12 +18,30 @@ pub(super) enum Verb {
     Import {
         /// Image: a new one, or one that gets another version
         name: String,
-        /// Raw, ISO, VHD, VHDX or qcow2 file, or block device, on the server's host; - is standard input
-        #[arg(value_name = "FILE|-")]
+        /// Raw, ISO, VHD, VHDX or qcow2 file, or block device, on the server's host; a URL, which
+        /// the server fetches; or - for standard input
+        #[arg(value_name = "FILE|URL|-")]
         file: PathBuf,
         /// What to remember about this version
         #[arg(long, default_value = "")]
         comment: String,
+    },
+    /// Write an image to a file of another program's, or to standard output
+    Export {
+        /// NAME or NAME@VERSION
+        #[arg(value_name = "NAME[@VERSION]")]
+        image: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Say what is known of an image, or of any disk file
+    Info {
+        /// Image, or a file here (with a "/" or "." in its name)
+        #[arg(value_name = "NAME[@VERSION]|FILE")]
+        what: String,
+        /// Directory that a file's parents may lie in, besides its own
+        #[arg(long, value_name = "DIRECTORY")]
+        parents: Vec<PathBuf>,
     },
     /// List every version of every image
     List,
@@ -60,6 +79,17 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             file,
             comment,
         } => import(client, name, file, comment, json).await,
+        Verb::Export { image, target } => {
+            let noun = format!("/images/{}", part(&image));
+            target.fill(client, &noun, &image, json).await
+        }
+        Verb::Info { what, parents } if what.contains(['/', '.']) => {
+            file::info(Path::new(&what), parents)
+        }
+        Verb::Info { what, .. } => {
+            let image: Image = client.show(&format!("/images/{}", part(&what))).await?;
+            Answer::new(known(&image), &image)
+        }
         Verb::List => {
             let images: Vec<Image> = client.show("/images").await?;
             Answer::new(list(&images), &images)
@@ -188,6 +218,27 @@ fn rolled_back(done: &RolledBack) -> String {
     text
 }
 
+fn known(image: &Image) -> String {
+    let mut facts = vec![
+        ("image", format!("{} {}", named(image), standing(image))),
+        (
+            "size",
+            format!("{} ({} bytes)", bytes(image.size_bytes), image.size_bytes),
+        ),
+        ("stored", bytes(image.stored_bytes)),
+        ("sha256", image.sha256.clone()),
+        ("uuid", image.uuid.to_string()),
+        ("published", time(image.created)),
+    ];
+    if let Some(parent) = image.parent {
+        facts.push(("made from", format!("{}@{parent}", image.name)));
+    }
+    if !image.comment.is_empty() {
+        facts.push(("comment", image.comment.clone()));
+    }
+    details(facts)
+}
+
 fn named(image: &Image) -> String {
     format!("{}@{}", image.name, image.version)
 }
@@ -203,7 +254,10 @@ async fn import(
         let path = format!("/images/{}/stream?comment={}", part(&name), part(&comment));
         stream::send(client, &path, &name, json).await?
     } else {
-        let source = server_path(&file)?;
+        let source = match file.to_str() {
+            Some(url) if is_url(url) => url.to_owned(),
+            _ => server_path(&file)?,
+        };
         let asked = ImportImage {
             name,
             source,
@@ -220,6 +274,10 @@ async fn import(
         image.sha256
     );
     Answer::new(text, &image)
+}
+
+fn is_url(text: &str) -> bool {
+    text.starts_with("http://") || text.starts_with("https://")
 }
 
 /// A file's path from the root, in letters the API can carry: the server has a

@@ -6,6 +6,8 @@
 
 mod client;
 mod disk;
+mod export;
+mod file;
 mod image;
 mod job;
 mod lease;

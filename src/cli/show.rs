@@ -16,6 +16,14 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// None: what was asked for has been written already.
+    pub(super) fn nothing() -> Answer {
+        Answer {
+            text: String::new(),
+            json: String::new(),
+        }
+    }
+
     /// What is shown as text, and what with `--json`.
     pub(super) fn new(text: impl Into<String>, json: &impl Serialize) -> anyhow::Result<Answer> {
         Ok(Answer {
@@ -36,6 +44,9 @@ impl Answer {
     /// Prints it. A reader that has seen enough (`| head`) is no error.
     pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
         let text = self.shown(json);
+        if text.is_empty() {
+            return Ok(());
+        }
         match writeln!(std::io::stdout(), "{text}") {
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
             printed => printed.context("cannot print the answer"),
@@ -62,6 +73,15 @@ pub(super) fn table<const N: usize>(
         }
     }
     table.trim_fmt()
+}
+
+/// Facts below each other, their names in a column.
+pub(super) fn details(facts: Vec<(&'static str, String)>) -> String {
+    let width = facts.iter().map(|(fact, _)| fact.len()).max().unwrap_or(0);
+    facts
+        .iter()
+        .map(|(fact, value)| format!("{fact:<width$}  {value}\n"))
+        .collect()
 }
 
 /// A size as people read it: `1.50 GiB`.

@@ -219,6 +219,62 @@ async fn a_failed_import_is_one_sentence_and_changes_nothing() {
     assert_eq!(running.answer("--json image list").await.unwrap(), "[]");
 }
 
+#[tokio::test]
+async fn an_image_goes_out_as_a_file_that_says_what_it_is() {
+    let running = Running::start().await;
+    let source = running.directory.path().join("a.raw");
+    fs::write(&source, vec![7; 2 << 20]).unwrap();
+    let import = format!("image import debian {} --comment first", source.display());
+    running.answer(&import).await.unwrap();
+    let target = running.directory.path().join("a.vhd");
+    let export = format!("image export debian@1 {}", target.display());
+    let said = running.answer(&export).await.unwrap();
+    assert!(said.starts_with("debian@1: 2.00 MiB exported to"), "{said}");
+    let refusal = running.answer(&export).await.unwrap_err();
+    assert!(refusal.contains("--force"), "{refusal}");
+    running.answer(&format!("{export} --force")).await.unwrap();
+
+    let said = running
+        .answer(&format!("image info {}", target.display()))
+        .await
+        .unwrap();
+    assert!(
+        said.contains("VHD") && said.contains("(2097152 bytes)"),
+        "{said}"
+    );
+    let said = running.answer("image info debian").await.unwrap();
+    assert!(
+        said.contains("debian@1 current") && said.contains("first"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn an_image_can_be_had_byte_by_byte() {
+    let running = Running::start().await;
+    let mut bytes = vec![0; 5 << 20];
+    bytes[(2 << 20) + 5..(3 << 20) + 9].fill(9);
+    send(&running, std::io::Cursor::new(bytes.clone()))
+        .await
+        .unwrap();
+    let client = Client::new(running.socket.clone());
+    let mut seen = Vec::new();
+    let received = client.receive("/images/debian/content", |total, piece| {
+        assert_eq!(total, Some(5 << 20));
+        seen.extend_from_slice(piece);
+        Ok(())
+    });
+    received.await.unwrap();
+    assert!(seen == bytes);
+    let refused = client.receive("/images/win11/content", |_, _| Ok(())).await;
+    assert!(
+        refused
+            .unwrap_err()
+            .to_string()
+            .contains("there is no image")
+    );
+}
+
 /// Sends `input` as if it were standard input, as an import of `debian`.
 async fn send(
     running: &Running,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::download::{Address, download};
 use super::image::{CRC_CHUNK_BYTES, ChecksumsWriter, Content, Images, LOGICAL_BLOCK_BYTES};
 use super::job::{Job, JobKind, Outcome, Progress};
 use super::source::{Hole, Source};
@@ -39,6 +40,8 @@ pub(crate) enum Origin {
     File(PathBuf),
     /// A stream that has come in.
     Stream(Spool),
+    /// What is at a URL.
+    Url(Address),
 }
 
 /// Longest comment.
@@ -59,9 +62,10 @@ impl Inventory {
                 "the comment is too long: {COMMENT_MAX_BYTES} bytes at most"
             )));
         }
-        let source = match request.origin {
-            Origin::File(path) => Source::open(&path)?,
-            Origin::Stream(spool) => Source::spooled(spool)?,
+        let origin = match request.origin {
+            Origin::File(path) => Found::Here(Source::open(&path)?),
+            Origin::Stream(spool) => Found::Here(Source::spooled(spool)?),
+            Origin::Url(address) => Found::Elsewhere(address),
         };
         let images = Arc::clone(&self.images);
         let subject = request.name.to_string();
@@ -70,9 +74,26 @@ impl Inventory {
             comment: request.comment,
         };
         self.start_job(JobKind::Import, subject, move |progress| {
+            let source = match origin {
+                Found::Here(source) => source,
+                Found::Elsewhere(address) => fetch(&address, &images, progress)?,
+            };
             Ok(Outcome::Image(import.run(source, &images, progress)?))
         })
     }
+}
+
+/// An origin that may be read.
+enum Found {
+    Here(Source),
+    Elsewhere(Address),
+}
+
+fn fetch(address: &Address, images: &Images, progress: &Progress) -> Result<Source> {
+    let mut spool = Spool::in_directory(images.temporary_directory()?, address.to_string())?;
+    download(address, &mut spool, progress)?;
+    spool.finish()?;
+    Source::spooled(spool)
 }
 
 /// An import under way.

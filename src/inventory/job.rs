@@ -5,6 +5,7 @@
 //! behind appears by one rename at its end, so one that fails, is cancelled or
 //! dies with the program has changed nothing.
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Error, Image, Inventory, OwnDisk, Result, Verification, held, now};
+use super::{Error, Exported, Image, Inventory, OwnDisk, Result, Verification, held, now};
 
 /// A job as it stood when it was asked about.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub(crate) struct Job {
 pub(crate) enum JobKind {
     /// Something from outside becomes an image or a disk.
     Import,
+    /// A disk becomes a file of somebody else's.
+    Export,
     /// A disk becomes two.
     Clone,
     /// A disk becomes one of another format.
@@ -56,6 +59,7 @@ impl JobKind {
     pub(crate) fn noun(self) -> &'static str {
         match self {
             JobKind::Import => "import",
+            JobKind::Export => "export",
             JobKind::Clone => "clone",
             JobKind::Conversion => "conversion",
             JobKind::Verification => "verification",
@@ -81,6 +85,8 @@ pub(crate) enum JobState {
 pub(crate) enum Outcome {
     /// A version of an image.
     Image(Arc<Image>),
+    /// A file.
+    Exported(Exported),
     /// An own disk.
     Disk(OwnDisk),
     /// What was found of a version.
@@ -186,6 +192,12 @@ impl Progress {
         }
     }
 
+    /// Of a job that nobody watches.
+    #[cfg(test)]
+    pub(super) fn for_tests() -> Progress {
+        Progress::new(JobKind::Import)
+    }
+
     /// Begins a step, of as many bytes as that, where it is known.
     pub(crate) fn begin(&self, step: &'static str, total_bytes: Option<u64>) {
         *held(&self.step) = step;
@@ -202,6 +214,14 @@ impl Progress {
             return Err(self.cancellation());
         }
         Ok(())
+    }
+
+    /// The same, as [`disk::copy`] asks it.
+    pub(crate) fn heard(&self, done_bytes: u64) -> ControlFlow<()> {
+        match self.advance(done_bytes) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
     }
 
     /// What a job that was told to stop ends with.

@@ -12,6 +12,8 @@
 //! cache (microseconds); writes that promise durability wait for one `fsync`.
 
 mod disk;
+mod download;
+mod export;
 mod generation;
 mod image;
 mod import;
@@ -36,6 +38,8 @@ use uuid::Uuid;
 
 pub(crate) use self::disk::{DirectBoot, DiskFormat, DiskKind, NewOwnDisk, OwnDisk, stored_bytes};
 pub(crate) use ::disk::overlay::OverlayMode;
+pub(crate) use download::Address;
+pub(crate) use export::{Existing, Export, ExportFormat, Exported, open_image};
 pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
 pub(crate) use image::{Image, ImageRef, ScrubPace, Verification, hex};
 pub(crate) use import::{ImportRequest, Origin};
