@@ -132,6 +132,7 @@ pub fn grow(path: &Path, opening: &Opening, size_bytes: u64) -> Result<(), OpenE
             Ok(())
         }
         Format::Vhd(_) => vhd::grow(path, opening, size_bytes),
+        Format::Vhdx => vhdx::grow(path, opening, size_bytes),
         other => Err(OpenError::Foreign {
             advice: format!("{} is {other}, which is not grown in place", path.display()),
         }),

@@ -127,6 +127,14 @@ impl Layout {
         }
     }
 
+    /// The block whose entry it is; `None` if it is a sector bitmap's.
+    pub(super) fn block_of(&self, entry: u64) -> Option<u64> {
+        match self.owner_of(entry) {
+            Owner::Block(block) => Some(block),
+            Owner::Bitmap(_) => None,
+        }
+    }
+
     /// What the thing takes in the file whose entry it is.
     pub(super) fn room_of(&self, entry: u64) -> u64 {
         match self.owner_of(entry) {

@@ -5,7 +5,6 @@
 //! 3. The same in place, durable at the next flush; until then the log speaks.
 //! 4. The space of blocks that are durably gone is given back.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
 
@@ -15,7 +14,7 @@ use super::Vhdx;
 use super::bitmap::{CHUNK_SECTORS, PAGE_SECTORS, set_in_page};
 use super::header::Header;
 use super::journal::{Log, NOTES_PER_PIECE, Note, Phase, Room};
-use super::log::{self, PLACE_BYTES, UPDATES_MAX};
+use super::log::{self, PLACE_BYTES, UPDATES_MAX, Updates};
 use super::source::{index, put};
 use super::volatile::{Change, Owner, RECORDS_MAX, Zone};
 use crate::DiskError;
@@ -23,9 +22,6 @@ use crate::DiskError;
 /// Pages that one change may touch: the sector bits of 256 MiB, and one more
 /// because they need not begin with a page.
 const PAGES_PER_CHANGE: usize = 17;
-
-/// Pages of metadata by their offset in the file.
-type Updates = BTreeMap<u64, Box<[u8; 4096]>>;
 
 impl Vhdx {
     /// Says in the headers that the file is being written, before it is.
@@ -195,17 +191,7 @@ impl Vhdx {
                     .map_err(|e| self.write_failed("reading", e))?;
                 count += 1;
             }
-            let header = &log.headers.current;
-            let sequence = log.sequence + 1;
-            let entry = log::emit(header.log, sequence, log.place, file_bytes, &updates);
-            self.source
-                .file
-                .write_all_at(&entry, header.log_offset + log.place)
-                .map_err(|e| self.write_failed("writing the log of", e))?;
-            self.synced()?;
-            log.sequence = sequence;
-            log.place = PLACE_BYTES - log.place;
-            log.unapplied = updates;
+            self.commit(log, updates, file_bytes)?;
             let done: Vec<Note> = taken.drain(..count).collect();
             let applied = self.apply(log);
             self.give_back(&done);
@@ -219,8 +205,29 @@ impl Vhdx {
         Ok(())
     }
 
+    /// Makes `updates` durable with an entry of the log; they are to be applied.
+    pub(super) fn commit(
+        &self,
+        log: &mut Log,
+        updates: Updates,
+        file_bytes: u64,
+    ) -> Result<(), DiskError> {
+        let header = &log.headers.current;
+        let sequence = log.sequence + 1;
+        let entry = log::emit(header.log, sequence, log.place, file_bytes, &updates);
+        self.source
+            .file
+            .write_all_at(&entry, header.log_offset + log.place)
+            .map_err(|e| self.write_failed("writing the log of", e))?;
+        self.synced()?;
+        log.sequence = sequence;
+        log.place = PLACE_BYTES - log.place;
+        log.unapplied = updates;
+        Ok(())
+    }
+
     /// Writes in place what the log holds.
-    fn apply(&self, log: &mut Log) -> Result<(), DiskError> {
+    pub(super) fn apply(&self, log: &mut Log) -> Result<(), DiskError> {
         while let Some((offset, page)) = log.unapplied.first_key_value() {
             self.source
                 .file
@@ -261,7 +268,11 @@ impl Vhdx {
     }
 
     /// The page at `offset`, to be changed.
-    fn page<'a>(&self, updates: &'a mut Updates, offset: u64) -> io::Result<&'a mut [u8; 4096]> {
+    pub(super) fn page<'a>(
+        &self,
+        updates: &'a mut Updates,
+        offset: u64,
+    ) -> io::Result<&'a mut [u8; 4096]> {
         match updates.entry(offset) {
             Entry::Occupied(found) => Ok(found.into_mut()),
             Entry::Vacant(place) => {
@@ -285,7 +296,7 @@ impl Vhdx {
         }
     }
 
-    fn synced(&self) -> Result<(), DiskError> {
+    pub(super) fn synced(&self) -> Result<(), DiskError> {
         let synced = self.source.file.sync_data();
         synced.map_err(|e| self.sync_failed("flushing", e))
     }

@@ -1,10 +1,10 @@
 //! What was answered and is not yet durable: the notes of a flush to come.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::header::Headers;
+use super::log::Updates;
 use super::volatile::{Change, Zone};
 
 /// Notes that a change of one block may take.
@@ -37,7 +37,7 @@ pub(super) struct Log {
     /// Where in the log the next entry goes.
     pub(super) place: u64,
     /// What is durable in the log, and could not be written in place.
-    pub(super) unapplied: BTreeMap<u64, Box<[u8; 4096]>>,
+    pub(super) unapplied: Updates,
 }
 
 /// How far the file is into being written.

@@ -28,6 +28,9 @@ const SECTOR: usize = 4096;
 const HEADER_BYTES: usize = 64;
 const DESCRIPTOR_BYTES: usize = 32;
 
+/// Pages of metadata by their offset in the file.
+pub(super) type Updates = BTreeMap<u64, Box<[u8; SECTOR]>>;
+
 /// The newest state of a log.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
@@ -221,7 +224,7 @@ pub(super) fn emit(
     sequence: u64,
     place: u64,
     file_bytes: u64,
-    updates: &BTreeMap<u64, Box<[u8; SECTOR]>>,
+    updates: &Updates,
 ) -> Vec<u8> {
     let mut bytes = vec![0; SECTOR * (1 + updates.len())];
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);

@@ -38,6 +38,7 @@ mod bat;
 mod bitmap;
 mod create;
 mod flush;
+mod grow;
 mod header;
 mod journal;
 mod log;
@@ -107,6 +108,11 @@ pub(crate) fn open(path: &Path, opening: &Opening) -> Result<Vhdx, OpenError> {
 /// Makes the VHDX file `path`, which does not exist yet.
 pub(crate) fn create(path: &Path, new: &NewDisk) -> Result<Vhdx, OpenError> {
     Vhdx::create_on(&real(path)?, path, new)
+}
+
+/// Makes the VHDX file at `path` larger; what is new reads as zeros.
+pub(crate) fn grow(path: &Path, opening: &Opening, size_bytes: u64) -> Result<(), OpenError> {
+    grow::grow_on(&real(path)?, path, opening, size_bytes)
 }
 
 fn real(path: &Path) -> Result<Files, OpenError> {

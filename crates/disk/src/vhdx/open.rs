@@ -89,7 +89,7 @@ impl Vhdx {
                 headers,
                 sequence: 0,
                 place: 0,
-                unapplied: BTreeMap::new(),
+                unapplied: log::Updates::new(),
             }),
             rounds: crate::overlay::rounds::Rounds::default(),
             health: Health::default(),

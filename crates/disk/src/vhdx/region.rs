@@ -110,6 +110,19 @@ impl Regions {
         })
     }
 
+    /// Changes where a table, of which the first page holds the entry, says
+    /// that the BAT lies.
+    pub(super) fn move_bat(bytes: &mut [u8], bat: Region) {
+        let count = index(u32_at(bytes, 8).into());
+        let at = (0..count).map(|entry| 16 + entry * 32);
+        if let Some(at) = at.into_iter().find(|at| guid_at(bytes, *at) == BAT) {
+            put(bytes, at + 16, &bat.offset.to_le_bytes());
+            put(bytes, at + 24, &bat.bytes.to_le_bytes());
+        }
+        let crc = checksum(bytes);
+        put(bytes, 4, &crc.to_le_bytes());
+    }
+
     /// A table that names `bat` and `metadata`.
     pub(super) fn emit(bat: Region, metadata: Region) -> Vec<u8> {
         let mut bytes = vec![0; TABLE_BYTES];

@@ -8,6 +8,7 @@ use crate::NewFormat;
 use crate::contract::Subject;
 
 mod chain;
+mod growth;
 mod hostile;
 mod judges;
 

@@ -177,7 +177,7 @@ impl Vhdx {
     }
 
     /// Makes a range of the file zeros, giving its space back if that can be.
-    fn zero(&self, at: u64, bytes: u64) -> std::io::Result<()> {
+    pub(super) fn zero(&self, at: u64, bytes: u64) -> std::io::Result<()> {
         let file = &self.source.file;
         if bytes == 0 || file.punch_hole(at, bytes)? {
             return Ok(());
@@ -192,7 +192,7 @@ impl Vhdx {
     }
 
     /// Room for `bytes` zeros in the file.
-    fn place(&self, bytes: u64) -> Result<u64, DiskError> {
+    pub(super) fn place(&self, bytes: u64) -> Result<u64, DiskError> {
         let file = &self.source.file;
         let (at, is_gap, long_enough) = {
             let mut gaps = self.gaps();
