@@ -5,6 +5,8 @@ use super::super::super::branch::{View, branch, points};
 use super::super::super::point::{Note, PointId};
 use super::*;
 
+mod races;
+
 /// A `keep` overlay that is given points, branches and thinning.
 #[derive(Clone)]
 pub(crate) struct Layered(OverlayOf);
