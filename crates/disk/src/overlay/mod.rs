@@ -263,7 +263,8 @@ impl Overlay {
 
     /// What can wait: gives the files back that a frozen layer needs no more,
     /// goes on with merges, lets go of what readers may have held. For a
-    /// background thread, after restore points came or went.
+    /// background thread, after restore points came or went. Ends soon, with
+    /// an error, when the overlay is closed meanwhile.
     pub fn tend(&self) -> Result<(), OpenError> {
         self.store.tend(&self.retired)
     }

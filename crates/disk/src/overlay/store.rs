@@ -116,6 +116,8 @@ impl Store {
 
     pub(super) fn close(&self, retired: &AtomicBool) -> Result<(), DiskError> {
         self.retire(retired)?;
+        // A merge that is under way ends at its next piece.
+        let _layers = held(&self.layers);
         if self.mode == OverlayMode::Reset {
             return Ok(());
         }

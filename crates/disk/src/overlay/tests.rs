@@ -380,6 +380,35 @@ fn an_overlay_of_a_newer_version_is_left_to_it() {
 }
 
 #[test]
+fn an_overlay_of_version_1_is_opened_and_goes_on() {
+    let site = Site::new();
+    for mode in BOTH {
+        let overlay = site.create(mode);
+        overlay.write(5000, &[9; 9000]).unwrap();
+        overlay.close().unwrap();
+        drop(overlay);
+        for name in ["head.a", "head.b"] {
+            let path = site.dir().join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            // The version; nothing said of a fresh top; the layer's number.
+            bytes[8] = 1;
+            bytes[14] = 0;
+            bytes[96..100].copy_from_slice(&0_u32.to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[..4092]).to_le_bytes();
+            bytes[4092..].copy_from_slice(&crc);
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let overlay = site.open();
+        assert_eq!((byte(&overlay, 5000), byte(&overlay, 700)), (9, 2));
+        overlay.write(100_000, &[8; 700]).unwrap();
+        overlay.flush().unwrap();
+        drop(overlay);
+        let overlay = site.open();
+        assert_eq!((byte(&overlay, 5000), byte(&overlay, 100_000)), (9, 8));
+    }
+}
+
+#[test]
 fn a_torn_head_leaves_the_one_before_it() {
     let site = Site::new();
     let overlay = site.create(OverlayMode::Keep);

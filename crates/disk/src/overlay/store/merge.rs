@@ -111,7 +111,7 @@ impl Store {
             let Some(lower) = next else {
                 return Ok(());
             };
-            match self.merge(&mut layers, lower, &frozen[lower], &frozen[lower + 1]) {
+            match self.merge(retired, &mut layers, lower, &frozen) {
                 Ok(true) => {
                     passed = lower;
                     self.recount()?;
@@ -129,16 +129,17 @@ impl Store {
     /// Merges a layer with the one above it; `false` when both are shared.
     fn merge(
         &self,
-        retired: &mut Retired,
+        retired: &AtomicBool,
+        gone_layers: &mut Retired,
         at: usize,
-        lower: &Arc<Frozen>,
-        upper: &Arc<Frozen>,
+        frozen: &[Arc<Frozen>],
     ) -> io::Result<bool> {
+        let (lower, upper) = (&frozen[at], &frozen[at + 1]);
         // Without files on one side there is nothing to copy.
         let way = match (lower.is_empty(), upper.is_empty()) {
             (true, _) => Way::Up,
             (false, true) => Way::Down,
-            (false, false) => match self.copy_data(lower, upper)? {
+            (false, false) => match self.copy_data(retired, lower, upper)? {
                 Some(way) => way,
                 None => return Ok(false),
             },
@@ -157,7 +158,7 @@ impl Store {
             false => Arc::new(Frozen::merged(kept)),
         };
         self.disk.replace(self.disk.stack().merged(at, layer));
-        retired.0.push((Instant::now(), gone.clone()));
+        gone_layers.0.push((Instant::now(), gone.clone()));
         if way == Way::Down
             && let Err(error) = self.punch_covered(kept, gone)
         {
@@ -173,7 +174,12 @@ impl Store {
     /// Copies the data of one of two layers into the other, and makes the
     /// marks of both those of the other; which one, or `None` when both are
     /// shared.
-    fn copy_data(&self, lower: &Frozen, upper: &Frozen) -> io::Result<Option<Way>> {
+    fn copy_data(
+        &self,
+        retired: &AtomicBool,
+        lower: &Frozen,
+        upper: &Frozen,
+    ) -> io::Result<Option<Way>> {
         let open = |layer: &Frozen| self.files.open_file(&layer.dir.join("data"));
         let (lower_file, upper_file) = (open(lower)?, open(upper)?);
         let way = match (is_sole(&lower_file)?, is_sole(&upper_file)?) {
@@ -200,6 +206,8 @@ impl Store {
                 })
             };
             for blocks in runs(page, lower.block_count, wanted)? {
+                // Whoever closes the overlay does not wait for gigabytes.
+                check_retired(retired).map_err(io::Error::other)?;
                 piece.resize(bytes_of(blocks.end - blocks.start), 0);
                 from.file
                     .read_exact_at(&mut piece, blocks.start * BLOCK_BYTES)?;

@@ -449,3 +449,43 @@ fn the_reserve_of_the_pool_is_kept_and_told() {
     overlay.set_reserve(0);
     overlay.write(16_384, &[1; 4096]).unwrap();
 }
+
+#[test]
+fn a_merge_ends_when_its_overlay_is_closed_and_goes_on_at_the_next_opening() {
+    let site = Site::quick();
+    let recorder = crate::files::recorder::Recorder::new(site.home.path());
+    let files = Files::real().unwrap().recorded_by(&recorder);
+    let dir = site.home.path().join("closed");
+    let below = || Below::new(site.image(), base_id(1)).unwrap();
+    let (mode, caching) = (OverlayMode::Keep, Caching::WriteBack);
+    let store = Store::create(files.clone(), &dir, below(), mode, 1, caching);
+    let overlay = Arc::new(Overlay::over(store.unwrap()));
+    for number in 1..=2 {
+        for block in 0..40 {
+            overlay.write(block * 8192, &[number; 4096]).unwrap();
+        }
+        overlay.point(note(number)).unwrap();
+    }
+    overlay.tend().unwrap();
+    let before = contents(&*overlay);
+    // Closed at the first piece that is copied.
+    let closing = Arc::downgrade(&overlay);
+    recorder.set_hook(move |op, name| {
+        if let (crate::files::recorder::Op::Write(..), "data") = (op, name)
+            && let Some(overlay) = closing.upgrade()
+        {
+            overlay.retired.store(true, Ordering::Release);
+        }
+        Ok(())
+    });
+    let answer = overlay.drop_points(&[PointId([1; 16])]);
+    assert!(answer.is_err(), "it went on to the end");
+    recorder.clear_hook();
+    assert_eq!(layers_in(&dir), 2);
+    drop(overlay);
+    let overlay = Overlay::over(Store::open(files, &dir, below(), caching).unwrap());
+    assert!(contents(&overlay) == before);
+    overlay.tend().unwrap();
+    assert_eq!(layers_in(&dir), 1);
+    assert!(contents(&overlay) == before);
+}

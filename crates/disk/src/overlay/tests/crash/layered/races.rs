@@ -73,7 +73,7 @@ fn a_merge_can_be_interrupted_at_each_step() {
         let before = site.recorder.moment();
         drop_first(&site);
         for moment in before..=site.recorder.moment() {
-            site.lose_power_variously(moment, 29, 1);
+            site.lose_power_variously(moment, 29, 0);
         }
         site.read_kept().unwrap();
     }
