@@ -4,6 +4,8 @@
 use super::super::footer::{Footer, checksum};
 use super::super::header::{HEADER_BYTES, Header};
 use super::*;
+use crate::files::recorder::Recorder;
+use crate::tests::crash;
 
 const BLOCK: u64 = 2 << 20;
 
@@ -195,25 +197,28 @@ fn the_file_is_what_the_specification_says() {
     );
 }
 
-/// A block as others place it: right behind the one before, with no room for a
-/// shadow.
-#[test]
-fn a_block_without_room_is_filled_up_when_it_is_written_in() {
-    let family = Family::new(NewFormat::VhdDynamic);
+/// A child of `base.vhd` with one block as others place it: right behind the
+/// table, with no room for a shadow. Its first sector is the child's.
+fn tight(family: &Family) -> Vec<u8> {
     drop(family.make("child.vhd", "base.vhd"));
     let bytes = fs::read(family.path("child.vhd")).unwrap();
-    let header = header_of(&bytes);
-    let table = usize::try_from(header.bat_offset).unwrap();
+    let table = usize::try_from(header_of(&bytes).bat_offset).unwrap();
     let mut made = bytes[..table + 512].to_vec();
     let sector = u32::try_from(made.len() / 512).unwrap();
     made[table..table + 4].copy_from_slice(&sector.to_be_bytes());
     let mut bitmap = [0; 512];
-    bitmap[0] = 0x80; // its first sector is the child's
+    bitmap[0] = 0x80;
     made.extend(bitmap);
     made.extend(vec![0xcc; usize::try_from(BLOCK).unwrap()]);
     made.extend(&bytes[..512]);
-    fs::write(family.path("child.vhd"), &made).unwrap();
+    made
+}
 
+#[test]
+fn a_block_without_room_is_filled_up_when_it_is_written_in() {
+    let family = Family::new(NewFormat::VhdDynamic);
+    let made = tight(&family);
+    fs::write(family.path("child.vhd"), &made).unwrap();
     let mut model = family.contents.clone();
     model[..512].fill(0xcc);
     let child = family.open("child.vhd").unwrap();
@@ -222,10 +227,55 @@ fn a_block_without_room_is_filled_up_when_it_is_written_in() {
     model[1_000_000..1_000_700].fill(5);
     assert!(contents(&child) == model);
     drop(child);
+    let table = usize::try_from(header_of(&made).bat_offset).unwrap();
     let made = fs::read(family.path("child.vhd")).unwrap();
     assert_eq!(made[table + 512..][..512], [0xff; 512]);
     let child = family.open_in_another_boot("child.vhd");
     assert!(contents(&child) == model);
+}
+
+#[test]
+fn a_filling_up_that_was_cut_off_shows_nothing_that_was_not_written() {
+    let family = Family::new(NewFormat::VhdDynamic);
+    let home = crash::scratch();
+    let recorder = Recorder::new(home.path());
+    let files = Files::real().unwrap().recorded_by(&recorder);
+    let path = home.path().join("child.vhd");
+    let file = files.create_file(&path).unwrap();
+    file.write_all_at(&tight(&family), 0).unwrap();
+    file.sync_data().unwrap();
+    files.sync_dir(home.path()).unwrap();
+    let opening = Opening {
+        parent_roots: vec![family.dir.path().to_owned()],
+        ..Opening::new(Access::ReadWrite)
+    };
+    let mut before = family.contents[..usize::try_from(BLOCK).unwrap()].to_vec();
+    before[..512].fill(0xcc);
+    let mut after = before.clone();
+    after[1_000_448..1_001_472].fill(5);
+    let child = open_on(&files, &path, &opening).unwrap();
+    let begun = recorder.moment();
+    child.write(1_000_448, &[5; 1024]).unwrap();
+    drop(child);
+    for moment in begun..=recorder.moment() {
+        for fates in 0..4 {
+            let left = crash::scratch();
+            let mut dice = crash::Dice(fates);
+            recorder.remake(moment, left.path(), &mut || dice.below(2) == 0);
+            let child = open_on(
+                &files.in_another_boot(),
+                &left.path().join("child.vhd"),
+                &opening,
+            );
+            let mut seen = vec![0; before.len()];
+            child.unwrap().read(0, &mut seen).unwrap();
+            for (at, seen) in seen.chunks(512).enumerate() {
+                let place = at * 512..at * 512 + 512;
+                let is_known = seen == &before[place.clone()] || seen == &after[place];
+                assert!(is_known, "event {moment}: sector {at}");
+            }
+        }
+    }
 }
 
 #[test]
