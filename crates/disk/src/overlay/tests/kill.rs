@@ -86,6 +86,8 @@ fn writer_of_the_kill_test() {
     let (disk, id) = image();
     let overlay = Overlay::open(Path::new(&dir), disk, id, Caching::WriteBack).unwrap();
     thread::scope(|scope| {
+        // Killed in the middle of restore points and merges, too.
+        scope.spawn(|| points_come_and_go(&overlay, Path::new(&dir)));
         for number in 0..THREADS {
             let overlay = &overlay;
             scope.spawn(move || {
@@ -110,6 +112,27 @@ fn writer_of_the_kill_test() {
             });
         }
     });
+}
+
+/// Makes restore points, and takes away what is more than a few of them.
+fn points_come_and_go(overlay: &Overlay, dir: &Path) {
+    loop {
+        let points = Overlay::points(dir).unwrap();
+        let newest = points.iter().map(|point| point.note.created).max();
+        let created = newest.unwrap_or(0) + 1;
+        let note = Note {
+            id: PointId(u128::from(created).to_le_bytes()),
+            created,
+            automatic: true,
+            comment: String::new(),
+        };
+        overlay.point(note).unwrap();
+        let ids: Vec<PointId> = points.iter().map(|point| point.note.id).collect();
+        match ids.len() > 3 {
+            true => overlay.drop_points(&ids[..2]).unwrap(),
+            false => overlay.tend().unwrap(),
+        }
+    }
 }
 
 fn kill_in_a_loop(mode: OverlayMode, rounds: u64) {
