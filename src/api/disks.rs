@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
+use disk::Access;
 use disk::gpt::Followed;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,9 +14,10 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::error::{Body, Path, Query};
+use super::exports::ExportDisk;
 use super::jobs::{self, Begun, Job};
 use super::{Api, ApiError, ErrorBody, streams};
-use crate::inventory::{self, DiskFormat, DiskKind, Name, NewOwnDisk, Origin, OwnDisk};
+use crate::inventory::{self, Address, DiskFormat, DiskKind, Name, NewOwnDisk, Origin, OwnDisk};
 
 /// A disk file that is written in place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -115,7 +118,8 @@ pub(crate) struct RegisterDisk {
 pub(crate) struct ImportDisk {
     /// Unique: a to z, 0 to 9 and "-".
     pub(crate) name: String,
-    /// Disk file of any format, or block device, on the server, from "/".
+    /// Disk file of any format, or block device, on the server, from "/"; or a
+    /// URL.
     pub(crate) source: String,
     /// What the disk's own file is; without it, raw.
     pub(crate) format: Option<Format>,
@@ -269,7 +273,10 @@ pub(super) async fn import(
             comment: import.comment,
         };
         let format = import.format.map(DiskFormat::from).unwrap_or_default();
-        let origin = Origin::File(PathBuf::from(import.source));
+        let origin = match import.source {
+            url if url.contains("://") => Origin::Url(Address::parse(&url)?),
+            path => Origin::File(PathBuf::from(path)),
+        };
         let job = api.inventory.import_own_disk(new, format, origin)?;
         Ok(jobs::begun(api, job))
     })
@@ -395,6 +402,51 @@ pub(super) async fn resize(
         }))
     })
     .await
+}
+
+/// Starts to export a disk that nobody writes: a job, whose result is the file.
+#[utoipa::path(post, path = "/disks/{disk}/export", tag = "disks",
+    operation_id = "export_disk", request_body = ExportDisk,
+    params(("disk" = String, Path, description = "name")),
+    responses((status = 202, description = "the export, begun", body = Job),
+        (status = 400, description = "it cannot be written there", body = ErrorBody),
+        (status = 404, description = "there is no such disk", body = ErrorBody),
+        (status = 409, description = "it is in use, or a file is there already",
+            body = ErrorBody)))]
+pub(super) async fn export(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+    Body(body): Body<ExportDisk>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let disk = api.inventory.own_disk(&disk)?;
+        require_closed(api, &disk)?;
+        let job = api.inventory.export_own_disk(&disk, body.into())?;
+        Ok(jobs::begun(api, job))
+    })
+    .await
+}
+
+/// The bytes of a disk that nobody writes.
+#[utoipa::path(get, path = "/disks/{disk}/content", tag = "disks",
+    operation_id = "disk_content",
+    params(("disk" = String, Path, description = "name")),
+    responses((status = 200, description = "the disk, raw",
+            content_type = "application/octet-stream"),
+        (status = 404, description = "there is no such disk", body = ErrorBody),
+        (status = 409, description = "it is in use", body = ErrorBody)))]
+pub(super) async fn content(
+    State(api): State<Api>,
+    Path(disk): Path<String>,
+) -> Result<Response, ApiError> {
+    let disk = api
+        .work(move |api| {
+            let disk = api.inventory.own_disk(&disk)?;
+            require_closed(api, &disk)?;
+            Ok(api.inventory.open_own_disk(&disk, Access::ReadOnly)?)
+        })
+        .await?;
+    Ok(streams::pour(disk))
 }
 
 /// Shows one disk.

@@ -193,6 +193,8 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(disks::import_stream))
         .routes(routes!(disks::duplicate))
         .routes(routes!(disks::convert))
+        .routes(routes!(disks::export))
+        .routes(routes!(disks::content))
         .routes(routes!(disks::show, disks::remove, disks::resize))
         .routes(routes!(targets::list, targets::add))
         .routes(routes!(targets::show, targets::remove))

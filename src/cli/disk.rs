@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::client::{Client, part};
+use super::export::Target;
 use super::image::server_path;
 use super::show::{Answer, bytes, or_dash, table, time};
 use super::size::size;
@@ -49,6 +50,13 @@ pub(super) enum Verb {
         #[arg(value_parser = size)]
         size: u64,
     },
+    /// Write a disk that nobody writes to a file, or to standard output
+    Export {
+        /// Name of the disk
+        disk: String,
+        #[command(flatten)]
+        target: Target,
+    },
     /// List every own disk
     List,
     /// Show one disk
@@ -89,8 +97,9 @@ pub(super) struct Create {
 pub(super) struct Import {
     /// Name: a to z, 0 to 9 and "-"
     name: String,
-    /// Disk file of any format, or block device, on the server's host; - for
-    /// standard input
+    /// Disk file of any format, or block device, on the server's host; a URL;
+    /// or - for standard input
+    #[arg(value_name = "FILE|URL|-")]
     file: PathBuf,
     /// What the copy's file is [default: raw]
     #[arg(long, conflicts_with = "in_place")]
@@ -131,7 +140,10 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             } else {
                 let asked = ImportDisk {
                     name: import.name,
-                    source: server_path(&import.file)?,
+                    source: match import.file.to_str() {
+                        Some(url) if url.contains("://") => url.to_owned(),
+                        _ => server_path(&import.file)?,
+                    },
                     format: import.format,
                     comment: import.comment,
                 };
@@ -156,6 +168,10 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             let disk: Disk = job::follow(client, job, json).await?;
             let words = format!("{} is a {} file now: {}", disk.name, kind(&disk), disk.file);
             Answer::new(words, &disk)
+        }
+        Verb::Export { disk, target } => {
+            let noun = path(&disk);
+            target.fill(client, &noun, &disk, json).await
         }
         Verb::Resize { disk, size } => {
             let resize = ResizeDisk { size_bytes: size };

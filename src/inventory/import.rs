@@ -76,7 +76,7 @@ impl Inventory {
         self.start_job(JobKind::Import, subject, move |progress| {
             let source = match origin {
                 Found::Here(source) => source,
-                Found::Elsewhere(address) => fetch(&address, &images, progress)?,
+                Found::Elsewhere(address) => Source::spooled(fetch(&address, &images, progress)?)?,
             };
             Ok(Outcome::Image(import.run(source, &images, progress)?))
         })
@@ -89,11 +89,12 @@ enum Found {
     Elsewhere(Address),
 }
 
-fn fetch(address: &Address, images: &Images, progress: &Progress) -> Result<Source> {
+/// Keeps what is at a URL.
+pub(super) fn fetch(address: &Address, images: &Images, progress: &Progress) -> Result<Spool> {
     let mut spool = Spool::in_directory(images.temporary_directory()?, address.to_string())?;
     download(address, &mut spool, progress)?;
     spool.finish()?;
-    Source::spooled(spool)
+    Ok(spool)
 }
 
 /// An import under way.

@@ -15,17 +15,17 @@ use super::files::Busy;
 use super::{
     DiskFormat, DiskKind, Disks, NewOwnDisk, OwnDisk, SIZE_STEP_BYTES, uncreated, unopened,
 };
-use crate::inventory::import::Origin;
+use crate::inventory::import::{Origin, fetch};
 use crate::inventory::job::{Job, JobKind, Outcome, Progress};
 use crate::inventory::spool::Spool;
-use crate::inventory::{Error, Inventory, Result};
+use crate::inventory::{Error, Export, Inventory, Result};
 
 /// Bytes compared at a time.
 const COMPARE_BYTES: u64 = 1 << 20;
 
 impl Inventory {
-    /// Starts to copy a disk of any format, from a file, a block device or a
-    /// stream, to a new disk.
+    /// Starts to copy a disk of any format, from a file, a block device, a
+    /// stream or a URL, to a new disk.
     pub(crate) fn import_own_disk(
         &self,
         new: NewOwnDisk,
@@ -33,28 +33,27 @@ impl Inventory {
         origin: Origin,
     ) -> Result<Job> {
         self.check_new(&new)?;
-        let (path, spool) = match origin {
-            Origin::File(path) => (path, None),
-            Origin::Stream(spool) => (spool.path().to_owned(), Some(spool)),
-        };
-        if !path.is_absolute() {
-            return Err(Error::Invalid(format!(
+        match origin {
+            Origin::File(path) if !path.is_absolute() => Err(Error::Invalid(format!(
                 "{} must begin with \"/\": the server has a working directory of its own",
                 path.display()
-            )));
+            ))),
+            // What can be refused is refused at once.
+            Origin::File(path) => {
+                let source = Source::open(&path)?;
+                self.start_copy(JobKind::Import, new, format, |_| Ok(source))
+            }
+            Origin::Stream(spool) => {
+                let source = Source::spooled(spool)?;
+                self.start_copy(JobKind::Import, new, format, |_| Ok(source))
+            }
+            Origin::Url(address) => {
+                let images = Arc::clone(&self.images);
+                self.start_copy(JobKind::Import, new, format, move |progress| {
+                    Source::spooled(fetch(&address, &images, progress)?)
+                })
+            }
         }
-        super::files::require_disk(&path)?;
-        let opened = disk::open(&path, &Opening::new(Access::ReadOnly)).map_err(unopened)?;
-        if opened.geometry().size_bytes == 0 {
-            return Err(Error::Invalid(
-                "it is empty: there is no disk in it".to_owned(),
-            ));
-        }
-        let source = Source {
-            _spool: spool,
-            ..Source::of(opened)
-        };
-        self.start_copy(JobKind::Import, new, format, source)
     }
 
     /// Starts to copy a disk that nobody writes to a new one of the same
@@ -73,7 +72,7 @@ impl Inventory {
             file: (disk.kind == DiskKind::Raw).then_some(path),
             ..Source::of(opened)
         };
-        self.start_copy(JobKind::Clone, new, format, source)
+        self.start_copy(JobKind::Clone, new, format, |_| Ok(source))
     }
 
     fn start_copy(
@@ -81,12 +80,13 @@ impl Inventory {
         kind: JobKind,
         new: NewOwnDisk,
         format: DiskFormat,
-        source: Source,
+        source: impl FnOnce(&Progress) -> Result<Source> + Send + 'static,
     ) -> Result<Job> {
         let disks = Arc::clone(&self.disks);
         let disk = disks.draft(new, format.kind(), None);
         let subject = disk.name.to_string();
         self.start_job(kind, subject, move |progress| {
+            let source = source(progress)?;
             let copied = source.copy_to(&disks, disk.id, format, progress);
             if let Err(error) = copied {
                 disks.discard(disk.id);
@@ -95,6 +95,13 @@ impl Inventory {
             disks.publish(&disk)?;
             Ok(Outcome::Disk(disk))
         })
+    }
+
+    /// Starts to export a disk that nobody writes.
+    pub(crate) fn export_own_disk(&self, disk: &OwnDisk, export: Export) -> Result<Job> {
+        let opened = self.open_own_disk(disk, Access::ReadOnly)?;
+        let plain = (disk.kind == DiskKind::Raw).then(|| self.disks.path(disk));
+        self.start_export(disk.name.to_string(), opened, plain, export)
     }
 
     /// Starts to make a disk that nobody writes one of another format: a new
@@ -155,6 +162,27 @@ struct Source {
 }
 
 impl Source {
+    /// A disk file of any format, or a block device.
+    fn open(path: &Path) -> Result<Source> {
+        super::files::require_disk(path)?;
+        let disk = disk::open(path, &Opening::new(Access::ReadOnly)).map_err(unopened)?;
+        if disk.geometry().size_bytes == 0 {
+            return Err(Error::Invalid(
+                "it is empty: there is no disk in it".to_owned(),
+            ));
+        }
+        Ok(Source::of(disk))
+    }
+
+    /// What has come in as a stream.
+    fn spooled(spool: Spool) -> Result<Source> {
+        let source = Source::open(spool.path())?;
+        Ok(Source {
+            _spool: Some(spool),
+            ..source
+        })
+    }
+
     fn of(disk: SharedDisk) -> Source {
         Source {
             disk,
