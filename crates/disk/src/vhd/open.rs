@@ -80,7 +80,7 @@ pub(super) fn open_in(
                 files,
                 path,
                 file: &file,
-                file_bytes,
+                room_bytes: found.tail.start.min(file_bytes),
                 header_at: found.footer.data_offset,
                 header: &header,
             };
@@ -361,11 +361,9 @@ fn read_blocks(
         header.bat_offset..bat_end.next_multiple_of(SECTOR_BYTES),
     ];
     if found.footer.kind == Kind::Differencing {
-        for locator in header.locators.iter().filter(|l| l.code != [0; 4]) {
-            let start = locator.offset.min(end);
-            let length = u64::from(locator.length_bytes).min(end - start);
-            taken.push(start..start + length);
-        }
+        // Those that are followed; what lies of other code is not believed.
+        let followed = header.locators.iter().filter(|locator| locator.is_path());
+        taken.extend(followed.filter_map(|locator| locator.range_in(end)));
     }
     let blocks = Blocks {
         block_bytes,

@@ -1,6 +1,7 @@
 //! The parent of a differencing disk: where its child says it lies, and whether
 //! it is the one (VHD 1.0, "Parent Locator Entry").
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -22,12 +23,28 @@ const MAX_PATH_BYTES: u32 = 64 << 10;
 /// What a file system may round a time to.
 const TIME_GRAIN_SECONDS: u32 = 2;
 
+impl Locator {
+    /// Whether it is one of those that are followed.
+    pub(super) fn is_path(&self) -> bool {
+        [RELATIVE, ABSOLUTE].contains(&self.code)
+    }
+
+    /// Where its path lies, if that is in the first `room_bytes` of the file
+    /// and can be a path.
+    pub(super) fn range_in(&self, room_bytes: u64) -> Option<Range<u64>> {
+        let end = self.offset.checked_add(u64::from(self.length_bytes))?;
+        let is_path = end <= room_bytes && self.length_bytes <= MAX_PATH_BYTES;
+        is_path.then_some(self.offset..end)
+    }
+}
+
 /// A differencing disk that looks for its parent.
 pub(super) struct Child<'a> {
     pub(super) files: &'a Files,
     pub(super) path: &'a Path,
     pub(super) file: &'a File,
-    pub(super) file_bytes: u64,
+    /// What there is before the footer.
+    pub(super) room_bytes: u64,
     pub(super) header_at: u64,
     pub(super) header: &'a Header,
 }
@@ -94,12 +111,10 @@ impl Child<'_> {
     }
 
     fn read_name(&self, at: usize, locator: &Locator) -> Result<String, OpenError> {
-        let end = locator.offset.checked_add(u64::from(locator.length_bytes));
-        let is_inside = end.is_some_and(|end| end <= self.file_bytes);
-        if !is_inside || locator.length_bytes > MAX_PATH_BYTES {
+        if locator.range_in(self.room_bytes).is_none() {
             let reason = format!(
-                "a path of {} bytes at {}, in a file of {}",
-                locator.length_bytes, locator.offset, self.file_bytes
+                "a path of {} bytes at {}, in a file with {} before its footer",
+                locator.length_bytes, locator.offset, self.room_bytes
             );
             let at = LOCATORS_AT + at * LOCATOR_BYTES;
             return Err(Fault::new("Parent Locator", at, reason).of(self.path, self.header_at));

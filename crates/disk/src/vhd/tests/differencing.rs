@@ -366,6 +366,16 @@ fn cycles_and_lies_about_the_parent_are_refused() {
         assert_eq!((field, offset), ("Parent Locator", 512 + 576));
     }
 
+    // One that nobody follows says nothing about where blocks may lie.
+    drop(family.make("b.vhd", "base.vhd"));
+    family.with_header("b.vhd", |header| {
+        header.locators[5].code = *b"MacX";
+        header.locators[5].length_bytes = u32::MAX;
+    });
+    for at in [0, BLOCK] {
+        family.open("b.vhd").unwrap().write(at, &[1; 512]).unwrap();
+    }
+
     // A child that is smaller than what it stands on.
     drop(family.make("c.vhd", "base.vhd"));
     let mut footer = Footer::parse(&fs::read(family.path("c.vhd")).unwrap()[..512]).unwrap();

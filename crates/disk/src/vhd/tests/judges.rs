@@ -140,3 +140,36 @@ fn a_block_of_qemus_is_found_where_it_is() {
     assert_eq!(place, Place::Stored(2048 + 512 + (1 << 20)));
     assert_eq!(fs::metadata(&path).unwrap().len(), 2_100_224);
 }
+
+/// Of the dynamic one, the table moves behind the blocks.
+#[test]
+fn qemu_reads_and_writes_what_has_grown() {
+    if !qemu_is_here() {
+        return;
+    }
+    let size_bytes = 1200 << 20;
+    for format in [NewFormat::VhdFixed, NewFormat::VhdDynamic] {
+        let kinds = Kinds::of(format);
+        let disk = kinds.fresh();
+        scribble(&*disk);
+        let front = contents(&*disk);
+        drop(disk);
+        crate::grow(&kinds.path(), &Opening::new(Access::ReadWrite), size_bytes).unwrap();
+        let raw = kinds.dir.path().join("disk.raw");
+        fs::write(&raw, front).unwrap();
+        let file = fs::OpenOptions::new().write(true).open(&raw).unwrap();
+        file.set_len(size_bytes).unwrap();
+        let (vhd, raw) = (kinds.path(), raw.to_str().unwrap().to_owned());
+        let vhd = vhd.to_str().unwrap();
+        let compare = ["compare", "-f", "vpc", "-F", "raw", vhd, &raw];
+        run("qemu-img", &compare);
+        run(
+            "qemu-io",
+            &["-f", "vpc", "-c", "write -P 0x77 1100M 64k", vhd],
+        );
+        let disk = kinds.again(Access::ReadWrite);
+        let mut seen = vec![0; 64 << 10];
+        disk.read(1100 << 20, &mut seen).unwrap();
+        assert!(seen.iter().all(|&b| b == 0x77));
+    }
+}
