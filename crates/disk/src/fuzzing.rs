@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::probe::{Format, VhdKind};
-use crate::{Access, Disk, Opening, describe, open, vhd};
+use crate::{Access, Disk, Opening, describe, open, vhd, vhdx};
 
 /// A door: bytes in, nothing out.
 pub type Door = fn(&[u8]);
 
 /// All doors, by the names of their targets and corpora.
-pub const DOORS: [(&str, Door); 1] = [("vhd", vhd)];
+pub const DOORS: [(&str, Door); 2] = [("vhd", vhd), ("vhdx", vhdx)];
 
 const PAGE_BYTES: u64 = 4096;
 const TAIL_BYTES: usize = 512;
@@ -53,6 +53,30 @@ fn try_vhd(bytes: &[u8]) -> bool {
     let is_open = work(&path, Format::Vhd(VhdKind::Unknown), &input.steps);
     let seen = fs::read(site.dir.join("parent.vhd")).unwrap_or_default();
     assert!(seen == parent, "a parent was written");
+    assert_eq!(site.names(), 2, "something was made beside it");
+    is_open
+}
+
+/// A VHDX: fixed, dynamic, or differencing with a parent beside it, with or
+/// without a log. Of its file, which is long, an input holds pieces; the lowest
+/// setting makes the checksums right.
+pub fn vhdx(bytes: &[u8]) {
+    try_vhdx(bytes);
+}
+
+/// The same, and whether it could be opened.
+fn try_vhdx(bytes: &[u8]) -> bool {
+    let Some((settings, steps, file)) = vhdx::fuzzed::parse(bytes) else {
+        return false;
+    };
+    let site = Site::new();
+    let parent_path = site.dir.join("parent.vhdx");
+    vhdx::fuzzed::make_parent(&parent_path);
+    let parent = stamp(&parent_path);
+    let path = site.dir.join("disk.vhdx");
+    file.write(&path, settings & 1 != 0);
+    let is_open = work(&path, Format::Vhdx, &steps);
+    assert_eq!(stamp(&parent_path), parent, "a parent was written");
     assert_eq!(site.names(), 2, "something was made beside it");
     is_open
 }
@@ -246,10 +270,13 @@ mod tests {
     /// Else nothing but refusals would be tried.
     #[test]
     fn what_the_corpus_holds_can_be_opened() {
-        let folder = format!("{}/../../fuzz/corpus/vhd", env!("CARGO_MANIFEST_DIR"));
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            assert!(try_vhd(&fs::read(&path).unwrap()), "{}", path.display());
+        type Opens = fn(&[u8]) -> bool;
+        for (name, door) in [("vhd", try_vhd as Opens), ("vhdx", try_vhdx)] {
+            let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                assert!(door(&fs::read(&path).unwrap()), "{}", path.display());
+            }
         }
     }
 }

@@ -246,13 +246,15 @@ impl Bat {
 
     /// How many blocks are stored in the file.
     pub(super) fn stored_blocks(&self, layout: &Layout) -> u64 {
-        let is_stored = |&block: &u64| {
-            matches!(
-                self.state(layout, block),
-                State::Full(_) | State::Partial(_)
-            )
+        let is_stored = |(entry, value): &(u64, u64)| {
+            let block = layout.block_of(*entry);
+            block.is_some_and(|block| block < layout.blocks())
+                && matches!(
+                    State::parse(*value),
+                    Some(State::Full(_) | State::Partial(_))
+                )
         };
-        (0..layout.blocks()).filter(is_stored).count() as u64
+        self.present().filter(is_stored).count() as u64
     }
 
     /// Checks every entry, and takes the space of every block.
@@ -262,18 +264,24 @@ impl Bat {
         layout: &Layout,
         space: &mut Space,
     ) -> Result<(), OpenError> {
-        for (page, words) in (0_u64..).zip(&self.pages) {
-            let Some(words) = words.get() else { continue };
-            for (word, value) in (0_u64..).zip(words.iter()) {
-                let entry = page * PAGE_WORDS + word;
-                let value = value.load(Ordering::Acquire);
-                if value == 0 || entry >= layout.entries() {
-                    continue;
-                }
+        for (entry, value) in self.present() {
+            if entry < layout.entries() {
                 self.check_entry(source, layout, space, entry, value)?;
             }
         }
         Ok(())
+    }
+
+    /// The entries that say anything, and what.
+    fn present(&self) -> impl Iterator<Item = (u64, u64)> {
+        let pages = (0_u64..).zip(&self.pages);
+        let pages = pages.filter_map(|(page, words)| Some((page, words.get()?)));
+        pages
+            .flat_map(|(page, words)| {
+                let entries = page * PAGE_WORDS..;
+                entries.zip(words.iter().map(|word| word.load(Ordering::Acquire)))
+            })
+            .filter(|(_, value)| *value != 0)
     }
 
     fn check_entry(

@@ -38,6 +38,8 @@ mod bat;
 mod bitmap;
 mod create;
 mod flush;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzed;
 mod grow;
 mod header;
 mod journal;
