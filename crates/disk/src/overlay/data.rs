@@ -153,6 +153,17 @@ impl Deref for Held<'_> {
     }
 }
 
+/// Takes all the files that may be held open still.
+#[cfg(test)]
+pub(super) fn take_all_files() -> Share {
+    loop {
+        let left = FILES.most - FILES.used.load(Ordering::Relaxed);
+        if let Some(share) = FILES.take(left) {
+            return share;
+        }
+    }
+}
+
 /// What the process may hold of something.
 struct Budget {
     used: AtomicU64,
@@ -180,7 +191,7 @@ impl Budget {
 }
 
 /// A part of a budget, until it is dropped.
-struct Share {
+pub(super) struct Share {
     budget: &'static Budget,
     amount: u64,
 }

@@ -22,8 +22,8 @@ pub(super) type Owner = u16;
 pub(super) const IMAGE: Owner = 0;
 pub(super) const ZEROS: Owner = Owner::MAX;
 
-/// Layers that can freeze before they are counted anew.
-pub(super) const OWNERS_MAX: Owner = Owner::MAX - 1;
+/// Layers that can freeze before they are counted anew (in tests soon).
+pub(super) const OWNERS_MAX: Owner = if cfg!(test) { 12 } else { Owner::MAX - 1 };
 
 /// Blocks of a word of marks.
 const WORD_BLOCKS: usize = 32;

@@ -56,7 +56,7 @@ impl Stack {
         let block_count = layer.block_count;
         let newest = self.frozen.last().map_or(IMAGE, |(owner, _)| *owner);
         let mut frozen = self.frozen.clone();
-        if newest == OWNERS_MAX {
+        if newest >= OWNERS_MAX {
             let mut layers: Vec<_> = frozen.into_iter().map(|(_, layer)| layer).collect();
             layers.push(Arc::new(layer));
             return Stack::new(top, layers, block_count);

@@ -489,3 +489,29 @@ fn a_merge_ends_when_its_overlay_is_closed_and_goes_on_at_the_next_opening() {
     assert_eq!(layers_in(&dir), 1);
     assert!(contents(&overlay) == before);
 }
+
+#[test]
+fn frozen_layers_are_read_right_when_no_more_files_may_be_held_open() {
+    let site = Site::quick();
+    let overlay = site.create(OverlayMode::Keep);
+    for number in 1..=6_u8 {
+        let offset = u64::from(number) * 16_384;
+        overlay.write(offset, &[number; 9000]).unwrap();
+        overlay.point(note(number)).unwrap();
+    }
+    let expected = contents(&overlay);
+    drop(overlay);
+    let overlay = site.open();
+    let is_mapped = || {
+        let mut segments = Vec::new();
+        let mapped = overlay.segments(16_384, 4096, &mut segments).unwrap();
+        assert_eq!(mapped, !segments.is_empty());
+        mapped
+    };
+    let held = data::take_all_files();
+    assert!(contents(&overlay) == expected);
+    assert!(!is_mapped(), "nothing is sent from a file that is not held");
+    drop(held);
+    assert!(contents(&overlay) == expected);
+    assert!(is_mapped());
+}
