@@ -20,8 +20,8 @@ mod workload;
 pub(crate) use faults::{BROKEN, FULL, fail_everywhere};
 pub(crate) use history::{IMAGE, SECTOR, ZEROS, sector_of};
 pub(crate) use site::{Found, Site, is_sync_of, scratch};
-pub(crate) use workload::die_everywhere;
 use workload::{die_at, work, work_together};
+pub(crate) use workload::{die_everywhere, meanwhile};
 
 /// A kind of disk that is put to the proof.
 pub(crate) trait Subject: Clone + Send + Sync + 'static {

@@ -11,7 +11,7 @@ use crate::files::recorder::Op;
 
 const THREADS: usize = 3;
 
-/// How long a sync waits for a write that may be waiting for it.
+/// How long an operation waits for what may be waiting for it.
 const PATIENCE: Duration = Duration::from_millis(1);
 
 /// Random work, with writes that come in the middle of syncs; seven of eight
@@ -71,28 +71,38 @@ fn flush_interrupted<S: Subject>(
         site.recorder.clear_hook();
         return answer;
     }
-    // The write may have to wait for the flush, so another thread makes it.
-    let (syncs, sync) = mpsc::channel();
-    let (writes, write) = mpsc::channel();
+    meanwhile(site, is_it, act, || site.flush())
+}
+
+/// Does something; in the middle of its first operation that `is_it`, another
+/// thread begins to `act`, which may have to wait for the end.
+pub(crate) fn meanwhile<S: Subject, T>(
+    site: &Site<S>,
+    is_it: impl Fn(&Op, &str) -> bool + Send + Sync + 'static,
+    act: impl Fn(&Site<S>) + Send,
+    main: impl FnOnce() -> T,
+) -> T {
+    let (begins, begin) = mpsc::channel();
+    let (ends, end) = mpsc::channel();
     std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
-            if sync.recv().is_ok() {
+        let actor = scope.spawn(move || {
+            if begin.recv().is_ok() {
                 act(site);
-                let _ = writes.send(());
+                let _ = ends.send(());
             }
         });
-        let (syncs, write) = (Mutex::new(syncs), Mutex::new(write));
+        let (begins, end) = (Mutex::new(begins), Mutex::new(end));
         site.recorder.set_hook(move |op, name| {
             if is_it(op, name) {
-                let _ = syncs.lock().unwrap().send(());
-                let _ = write.lock().unwrap().recv_timeout(PATIENCE);
+                let _ = begins.lock().unwrap().send(());
+                let _ = end.lock().unwrap().recv_timeout(PATIENCE);
             }
             Ok(())
         });
-        let answer = site.flush();
-        // With the hook goes what the writer waits for.
+        let answer = main();
+        // With the hook goes what the actor waits for.
         site.recorder.clear_hook();
-        writer.join().unwrap();
+        actor.join().unwrap();
         answer
     })
 }

@@ -4,6 +4,8 @@
 use super::super::super::branch::{View, branch, points};
 use super::super::super::point::{Note, PointId};
 use super::*;
+use crate::tests::crash::meanwhile;
+use std::sync::atomic::AtomicUsize;
 
 mod races;
 
@@ -144,6 +146,27 @@ impl LayeredSite {
         Ok(())
     }
 
+    /// Does something to the layers; a write, a flush or a branch comes in the
+    /// middle of it, unless the file system refuses at will.
+    fn amid<T>(&self, dice: &mut Dice, main: impl FnOnce() -> T) -> T {
+        let left = AtomicUsize::new(dice.below(16));
+        let (what, first) = (dice.below(4), dice.below(self.sectors()));
+        if self.recorder.has_hook() {
+            return main();
+        }
+        let (points, _) = self.live();
+        let is_it = move |_: &Op, _: &str| left.fetch_sub(1, Ordering::Relaxed) == 0;
+        let act = move |site: &LayeredSite| {
+            // The point may be gone by now, and a branch is refused.
+            let _ = match (what, points.first()) {
+                (0, _) => site.flush(),
+                (1, Some(of)) => site.branch(*of),
+                _ => site.write(first, 9),
+            };
+        };
+        meanwhile(self, is_it, act, main)
+    }
+
     fn read_kept(&self) -> Result<(), DiskError> {
         let checked = Layered::check_kept(self, &self.files, self.home.path(), NOW);
         checked.map_err(DiskError::Corrupt)
@@ -183,7 +206,7 @@ impl Subject for Layered {
         let some = |dice: &mut Dice, of: &[usize]| of[dice.below(of.len())];
         match dice.below(10) {
             0 => site.disk().settle(),
-            1 => answer(site.disk().tend()),
+            1 => site.amid(dice, || answer(site.disk().tend())),
             2 => answer(site.reopen()),
             // Not while the file system refuses at will.
             3 if !site.recorder.has_hook() => site.read_kept(),
@@ -201,9 +224,9 @@ impl Subject for Layered {
                 gone.dedup();
                 let ids: Vec<PointId> = gone.iter().map(|number| site.id_of(*number)).collect();
                 let overlay = site.disk();
-                site.give_up(&gone, || overlay.drop_points(&ids))
+                site.amid(dice, || site.give_up(&gone, || overlay.drop_points(&ids)))
             }
-            _ if points.len() < LIVE_MAX => site.point(),
+            _ if points.len() < LIVE_MAX => site.amid(dice, || site.point()),
             _ => site.flush(),
         }
     }
@@ -238,6 +261,23 @@ impl Subject for Layered {
             false => Err("merging layers has changed what is read".into()),
         }
     }
+}
+
+#[test]
+fn a_write_that_comes_while_a_point_is_made_is_flushed_by_the_next_flush() {
+    let site = Site::new(Layered::new());
+    site.write(0, 8).unwrap();
+    // Behind the flush of the point, before its layer is frozen.
+    site.interrupt(
+        |op, name| is_sync_of(op, name, "point"),
+        |site| site.write(160, 8).unwrap(),
+    );
+    site.point().unwrap();
+    site.recorder.clear_hook();
+    site.lose_power(site.recorder.moment(), &mut || false);
+    site.flush().unwrap();
+    let found = site.lose_power(site.recorder.moment(), &mut || false);
+    assert!(found.holds(160, 2));
 }
 
 #[test]
