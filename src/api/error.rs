@@ -45,6 +45,11 @@ impl ApiError {
         ApiError::new(StatusCode::FORBIDDEN, sentence)
     }
 
+    /// 404.
+    pub(super) fn not_found(sentence: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, sentence)
+    }
+
     /// 409.
     pub(super) fn conflict(sentence: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::CONFLICT, sentence)

@@ -506,7 +506,7 @@ pub(super) fn name_of(machines: &[inventory::Machine], mac: Mac) -> Option<Strin
 }
 
 /// `null` is something said, leaving out is not.
-fn said<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
+pub(super) fn said<'de, D, T>(deserializer: D) -> Result<Option<Option<T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -15,6 +15,7 @@ pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod machines;
 pub(crate) mod overlays;
+pub(crate) mod points;
 mod server;
 pub(crate) mod sessions;
 pub(crate) mod status;
@@ -34,7 +35,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use crate::inventory::Inventory;
+use crate::inventory::{self, Inventory};
 use crate::timeline::Timeline;
 
 pub(crate) use error::{ApiError, ErrorBody};
@@ -69,6 +70,14 @@ pub(crate) trait Live: Send + Sync + 'static {
     /// Closes an own disk that no machine's session has open; gives the machine
     /// that has.
     fn release_own_disk(&self, disk: Uuid) -> Result<(), String>;
+
+    /// Does `work`, once, with an overlay that its machine has open, or with
+    /// none where it is closed: nobody opens it meanwhile.
+    fn with_overlay(
+        &self,
+        overlay: &inventory::Overlay,
+        work: &mut dyn FnMut(Option<&disk::Overlay>),
+    );
 
     /// Ends a machine's sessions and closes its disk, also one that stays open
     /// for a while after the last session; does `work`, once, before anyone
@@ -186,7 +195,11 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show, jobs::cancel))
         .routes(routes!(overlays::list))
-        .routes(routes!(overlays::remove))
+        .routes(routes!(overlays::show, overlays::set, overlays::remove))
+        .routes(routes!(points::list, points::add))
+        .routes(routes!(points::remove))
+        .routes(routes!(points::restore))
+        .routes(routes!(points::branch))
         .routes(routes!(disks::list, disks::add))
         .routes(routes!(disks::register))
         .routes(routes!(disks::import))

@@ -68,6 +68,14 @@ impl Live for Fake {
         Ok(())
     }
 
+    fn with_overlay(
+        &self,
+        _overlay: &crate::inventory::Overlay,
+        work: &mut dyn FnMut(Option<&disk::Overlay>),
+    ) {
+        work(None);
+    }
+
     fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut()) {
         self.closed.lock().unwrap().push(machine);
         self.running

@@ -379,6 +379,9 @@ mod tests {
             machine: machine.into(),
             image: image.into(),
             mode,
+            former: false,
+            quota_bytes: None,
+            points: 0,
             stored_bytes: 0,
             created: Timestamp::UNIX_EPOCH,
         };

@@ -10,12 +10,14 @@ use clap::CommandFactory;
 use uuid::Uuid;
 
 mod images;
+mod overlays;
 
 use super::*;
 use crate::api::images::Image;
 use crate::api::jobs::Job;
 use crate::api::{Api, Door, Listeners, Live, LiveSession, LiveStatus, Server, targets};
 use crate::config::Config;
+use crate::inventory::Inventory;
 use crate::inventory::tests::Site;
 use crate::server::LiveTargets;
 use crate::services::iscsi::plain::KeptTargets;
@@ -62,6 +64,14 @@ impl Live for Nothing {
         Ok(())
     }
 
+    fn with_overlay(
+        &self,
+        _overlay: &crate::inventory::Overlay,
+        work: &mut dyn FnMut(Option<&::disk::Overlay>),
+    ) {
+        work(None);
+    }
+
     fn while_closed(&self, _machine: Uuid, work: &mut dyn FnMut()) {
         work();
     }
@@ -70,6 +80,7 @@ impl Live for Nothing {
 /// An API on a socket in a temporary directory.
 struct Running {
     _server: Server,
+    inventory: Arc<Inventory>,
     socket: PathBuf,
     directory: tempfile::TempDir,
 }
@@ -82,13 +93,14 @@ impl Running {
         let kept = KeptTargets::restore(Arc::clone(&inventory), Arc::default(), "iqn.2026-01.lab");
         let targets = LiveTargets(Arc::new(kept.unwrap()));
         let api = Api {
-            inventory,
+            inventory: Arc::clone(&inventory),
             timeline,
             live: Arc::new(Nothing { targets }),
         };
         let listeners = Listeners::bind(Some(&socket), None).await.unwrap();
         Running {
             _server: listeners.serve(api),
+            inventory,
             socket,
             directory,
         }

@@ -615,7 +615,7 @@ fn same_file(one: &Path, other: &Path) -> bool {
 }
 
 /// What a disk file's refusal to be opened means here.
-pub(super) fn unopened(error: OpenError) -> Error {
+pub(crate) fn unopened(error: OpenError) -> Error {
     let words = error.to_string();
     match error {
         OpenError::InUse { .. } | OpenError::Exists { .. } | OpenError::TooMany { .. } => {

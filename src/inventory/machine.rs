@@ -390,10 +390,14 @@ impl Inventory {
     /// it does not run is the caller's to make sure of.
     pub(crate) fn remove_machine(&self, id: Uuid) -> Result<()> {
         self.machine(id)?;
-        let overlays = self.store.read(|facts| facts.overlays_of(id))?;
-        let uuids: Vec<Uuid> = overlays.iter().map(|overlay| overlay.uuid).collect();
+        let all_of = |facts: &Facts<'_>| {
+            let present = facts.overlays_of(id)?;
+            Ok(present.into_iter().chain(facts.formers_of(id)?))
+        };
+        let overlays = self.store.read(all_of)?;
+        let uuids: Vec<Uuid> = overlays.map(|overlay| overlay.uuid).collect();
         self.remove_with_files(&uuids, |facts| {
-            if facts.overlays_of(id)?.len() != uuids.len() {
+            if all_of(facts)?.count() != uuids.len() {
                 return Err(Error::Conflict(
                     "the machine has just got a new overlay: it is booting; \
                      switch it off and try again"

@@ -23,6 +23,7 @@ mod lock;
 mod machine;
 mod name;
 mod overlay;
+mod point;
 mod source;
 mod spool;
 mod store;
@@ -38,6 +39,7 @@ use uuid::Uuid;
 
 pub(crate) use self::disk::{DirectBoot, DiskFormat, DiskKind, NewOwnDisk, OwnDisk, stored_bytes};
 pub(crate) use ::disk::overlay::OverlayMode;
+pub(crate) use disk::unopened;
 pub(crate) use download::Address;
 pub(crate) use export::{Existing, Export, ExportFormat, Exported, open_image};
 pub(crate) use generation::{Generations, Prepared, chap_name, parse_chap_name};
@@ -49,6 +51,7 @@ pub(crate) use machine::{
 };
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
+pub(crate) use point::{FoundPoint, note, short};
 pub(crate) use spool::Spool;
 pub(crate) use store::{SavedEvent, Store, Survives};
 pub(crate) use target::{Chap, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitFormat, UnitKind};

@@ -191,7 +191,10 @@ impl Inventory {
                 .and_then(|name| name.to_str()?.strip_prefix(ASIDE_PREFIX))
                 .and_then(|uuid| Uuid::parse_str(uuid).ok());
             let Some(uuid) = uuid else { continue };
-            let ended = match self.store.read(|facts| facts.overlay(uuid))? {
+            let known = self
+                .store
+                .read(|facts| Ok(facts.overlay(uuid)?.or(facts.former(uuid)?)))?;
+            let ended = match known {
                 Some(_) => fs::rename(&path, self.overlay_directory(uuid)),
                 None => fs::remove_dir_all(&path),
             };
@@ -204,11 +207,11 @@ impl Inventory {
 /// Beginning of the name of a directory that is being removed.
 const ASIDE_PREFIX: &str = ".removed-";
 
-fn aside_name(uuid: Uuid) -> String {
+pub(super) fn aside_name(uuid: Uuid) -> String {
     format!("{ASIDE_PREFIX}{uuid}")
 }
 
-fn no_overlay(uuid: Uuid) -> Error {
+pub(super) fn no_overlay(uuid: Uuid) -> Error {
     Error::NotFound(format!(
         "there is no overlay {uuid}: `diskless overlay list` shows them"
     ))

@@ -25,6 +25,7 @@ pub(crate) use events::SavedEvent;
 
 mod disks;
 mod events;
+mod formers;
 mod generations;
 mod leases;
 mod machines;

@@ -89,6 +89,14 @@ impl Live for LiveFacts {
         self.disks.release_own_disk(disk)
     }
 
+    fn with_overlay(
+        &self,
+        overlay: &inventory::Overlay,
+        work: &mut dyn FnMut(Option<&disk::Overlay>),
+    ) {
+        self.disks.with_overlay(overlay, work);
+    }
+
     fn while_closed(&self, machine: Uuid, work: &mut dyn FnMut()) {
         match self.inventory.machine(machine) {
             Ok(machine) => self.disks.while_closed(&machine, work),

@@ -271,6 +271,23 @@ impl MachineDisks {
         work();
     }
 
+    /// Does `work` with an overlay that a machine has open, or with none where
+    /// it has it closed: nobody opens it meanwhile.
+    pub(crate) fn with_overlay(
+        &self,
+        fact: &Overlay,
+        work: &mut dyn FnMut(Option<&disk::Overlay>),
+    ) {
+        let slot = self.slot(fact.machine);
+        let slot = lock(&slot);
+        match slot.open.as_ref().map(|open| &open.medium) {
+            Some(Medium::Overlay { fact: its, overlay }) if its.uuid == fact.uuid => {
+                work(Some(overlay));
+            }
+            _ => work(None),
+        }
+    }
+
     /// Closes an own disk that no session has open any more, whatever machine's
     /// it was; gives who has it open still.
     pub(crate) fn release_own_disk(&self, disk: Uuid) -> Result<(), String> {

@@ -23,6 +23,8 @@ pub(crate) enum Stage {
     FileSent,
     /// The overlay of this boot was made ready.
     OverlayPrepared,
+    /// An operator did something to its overlay: went back, branched, committed.
+    OverlayChanged,
     /// The first login of a boot generation, or a further one.
     LoggedIn,
     /// A session ended.
@@ -47,7 +49,7 @@ impl Stage {
     }
 
     /// Every stage, in the order of a boot.
-    pub(crate) const ALL: [Stage; 13] = [
+    pub(crate) const ALL: [Stage; 14] = [
         Stage::FirmwareAsked,
         Stage::LoaderAsked,
         Stage::SystemAsked,
@@ -57,6 +59,7 @@ impl Stage {
         Stage::ScriptSent,
         Stage::FileSent,
         Stage::OverlayPrepared,
+        Stage::OverlayChanged,
         Stage::LoggedIn,
         Stage::LoggedOut,
         Stage::Refused,
@@ -80,6 +83,7 @@ impl Stage {
             Stage::ScriptSent => "fetched its boot script",
             Stage::FileSent => "fetched a file",
             Stage::OverlayPrepared => "its overlay was made ready",
+            Stage::OverlayChanged => "its overlay was changed",
             Stage::LoggedIn => "logged in to its disk",
             Stage::LoggedOut => "left its disk",
             Stage::Refused => "was refused",
@@ -99,6 +103,7 @@ impl Stage {
             Stage::ScriptSent => "script-sent",
             Stage::FileSent => "file-sent",
             Stage::OverlayPrepared => "overlay-prepared",
+            Stage::OverlayChanged => "overlay-changed",
             Stage::LoggedIn => "logged-in",
             Stage::LoggedOut => "logged-out",
             Stage::Refused => "refused",

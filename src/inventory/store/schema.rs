@@ -102,4 +102,15 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE units ADD COLUMN format TEXT NOT NULL DEFAULT 'raw';
     ALTER TABLE units ADD COLUMN disk BLOB REFERENCES disks (id); -- whose file it is
 ",
+    "
+    CREATE TABLE former_overlays (    -- what machines wrote on before they went back
+        uuid     BLOB PRIMARY KEY,
+        machine  BLOB NOT NULL REFERENCES machines (id) ON DELETE CASCADE,
+        image    TEXT NOT NULL,
+        version  INTEGER NOT NULL,
+        mode     TEXT NOT NULL,
+        created  INTEGER NOT NULL,
+        replaced INTEGER NOT NULL
+    ) STRICT;
+",
 ];
