@@ -25,7 +25,7 @@ const TOLERANCE: f64 = 0.25;
 /// Large enough for every place, small enough to be made at once.
 const DISK_BYTES: usize = 32 << 20;
 
-const SUBJECTS: [Subject; 2] = [Subject::Raw, Subject::Overlay];
+const SUBJECTS: [Subject; 3] = [Subject::Raw, Subject::Overlay, Subject::Layered];
 const OPERATIONS_COUNTED: [(&str, Direction, u32); 3] = [
     ("4 KiB read", Direction::Read, 4 << 10),
     ("4 KiB write", Direction::Write, 4 << 10),

@@ -7,7 +7,7 @@
 //! `bench disk [--rounds N] [--cells TEXT] [--home DIR] [--out DIR]`: overlays and
 //! formats, as `make bench-disk` does.
 //! `bench instructions check|update FILE`: counts against those recorded.
-//! `bench serve raw|overlay HOME`: the target of ours that is measured.
+//! `bench serve raw|overlay|layered HOME`: the target of ours that is measured.
 //! `bench load PORTAL TARGET LUN read|write BYTES DEPTH SECONDS`: one load on
 //! any target, to profile it.
 

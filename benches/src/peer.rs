@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use disk::overlay::{Caching, OverlayMode};
+use disk::overlay::{Caching, Note, OverlayMode, PointId};
 use disk::{Access, BaseId, Disk, Overlay, Raw};
 use iscsi::{
     Attachment, Authentication, ChapSecrets, Identity, Limits, LogicalUnit, Login, LoginRefusal,
@@ -22,6 +22,8 @@ const OUR_TARGET: &str = "iqn.2026-01.bench:ours";
 const TGT_TARGET: &str = "iqn.2026-01.bench:tgt";
 /// Stretches of the disk that lie in the overlay and in the image by turns.
 pub(crate) const STRETCH_BYTES: usize = 64 << 10;
+/// Restore points of [`Subject::Layered`].
+const POINTS: u32 = 16;
 /// How often a server that starts is asked whether it is there, 20 ms apart.
 const TRIES: u32 = 250;
 
@@ -35,6 +37,8 @@ pub(crate) enum Subject {
     /// Ours, on a golden image with a `keep` overlay that holds every other
     /// [`STRETCH_BYTES`] of it.
     Overlay,
+    /// The same, with [`POINTS`] restore points that share what it holds.
+    Layered,
 }
 
 impl Subject {
@@ -43,6 +47,7 @@ impl Subject {
             Subject::Tgt => "tgt",
             Subject::Raw => "raw",
             Subject::Overlay => "overlay",
+            Subject::Layered => "layered",
         }
     }
 }
@@ -200,8 +205,9 @@ pub(crate) fn serve(subject: &str, home: &Path) -> io::Result<()> {
         "raw" => {
             Arc::new(Raw::open(&disk_path(home), Access::ReadWrite).map_err(io::Error::other)?)
         }
-        "overlay" => Arc::new(overlay(home)?),
-        _ => return Err(io::Error::other("serve raw|overlay HOME")),
+        "overlay" => Arc::new(overlay(home, 0)?),
+        "layered" => Arc::new(overlay(home, POINTS)?),
+        _ => return Err(io::Error::other("serve raw|overlay|layered HOME")),
     };
     let unit = LogicalUnit::new(disk, Identity::new(*b"bench-the-target", "BENCH"));
     let target = Arc::new(Target::of_one(OUR_TARGET, Arc::new(unit)));
@@ -217,8 +223,9 @@ pub(crate) fn serve(subject: &str, home: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A fresh overlay above the disk, half of it written.
-fn overlay(home: &Path) -> io::Result<Overlay> {
+/// A fresh overlay above the disk, half of it written, and that shared evenly
+/// among restore points.
+fn overlay(home: &Path, points: u32) -> io::Result<Overlay> {
     let image = Raw::open(&image_path(home), Access::ReadOnly).map_err(io::Error::other)?;
     let id = BaseId {
         uuid: [1; 16],
@@ -233,15 +240,47 @@ fn overlay(home: &Path) -> io::Result<Overlay> {
     let mode = OverlayMode::Keep;
     let overlay = Overlay::create(&dir, image.clone(), id, mode, 1, Caching::WriteBack)
         .map_err(io::Error::other)?;
-    let mut stretch = vec![0; STRETCH_BYTES];
-    let mut at = 0;
-    while at + STRETCH_BYTES as u64 <= id.size_bytes {
-        image.read(at, &mut stretch).map_err(io::Error::other)?;
-        overlay.write(at, &stretch).map_err(io::Error::other)?;
-        at += 2 * STRETCH_BYTES as u64;
-    }
-    overlay.flush().map_err(io::Error::other)?;
+    write_layers(&overlay, &*image, points)?;
     Ok(overlay)
+}
+
+/// Writes every other stretch of an image into the overlay above it, with
+/// `points` restore points that share them evenly; whatever their number, it
+/// reads the same.
+pub(crate) fn write_layers(overlay: &Overlay, image: &dyn Disk, points: u32) -> io::Result<()> {
+    let stretches = image.geometry().size_bytes / STRETCH_BYTES as u64 / 2;
+    let mut stretch = vec![0; STRETCH_BYTES];
+    let layers = points.max(1);
+    for layer in 0..layers {
+        let step = usize::try_from(layers).unwrap_or(1);
+        for number in (u64::from(layer)..stretches).step_by(step) {
+            let at = 2 * number * STRETCH_BYTES as u64;
+            image.read(at, &mut stretch).map_err(io::Error::other)?;
+            overlay.write(at, &stretch).map_err(io::Error::other)?;
+        }
+        if layer < points {
+            point(overlay, layer)?;
+        }
+    }
+    overlay.flush().map_err(io::Error::other)
+}
+
+/// Makes the restore point with this number.
+pub(crate) fn point(overlay: &Overlay, number: u32) -> io::Result<()> {
+    let note = Note {
+        id: point_id(number),
+        created: 1_700_000_000 + u64::from(number),
+        automatic: false,
+        comment: String::new(),
+    };
+    overlay.point(note).map(drop).map_err(io::Error::other)
+}
+
+/// What the restore point with this number is called.
+pub(crate) fn point_id(number: u32) -> PointId {
+    let mut id = [0x42; 16];
+    id[..4].copy_from_slice(&number.to_be_bytes());
+    PointId(id)
 }
 
 /// One target for everybody.

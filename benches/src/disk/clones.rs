@@ -8,8 +8,9 @@ use std::path::Path;
 
 use disk::Disk;
 
-use super::stage::{Stage, point, sparse_file};
+use super::stage::{Stage, sparse_file};
 use super::{Cell, Check, Cost, Found, Goal, Player, beside, take_turns};
+use crate::peer::point;
 
 const CLONES: u32 = 1000;
 /// Clones of one turn.

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use disk::{Disk, Overlay};
 
-use super::stage::{BLOCK_BYTES, Stage, point, sparse_file};
+use super::stage::{BLOCK_BYTES, Stage, sparse_file};
 use super::{Cell, Check, Cost, Found, Goal, Player, beside, take_turns};
 use crate::initiator::Order;
+use crate::peer::point;
 use crate::process;
 
 const MIB: u64 = 1 << 20;
@@ -23,6 +24,8 @@ const STRETCH_BYTES: u64 = 64 << 10;
 const WRITTEN_OF: u64 = 256;
 /// Turns of a round.
 const TURNS: u32 = 8;
+/// Overlays of a round whose first restore point is made.
+const FIRSTS: u32 = 4;
 /// Reads behind an opening.
 const READS: u32 = 1000;
 /// Restore points of the overlay whose memory is looked at.
@@ -38,22 +41,27 @@ pub(super) fn operations(home: &Path, rounds: usize, found: &mut Found) -> io::R
     let stages = [(&small, SMALL.1), (&large, LARGE.1)];
     let mut all: [Vec<Vec<Cost>>; 5] = std::array::from_fn(|_| vec![Vec::new(); 2]);
     for round in 0..rounds {
-        let name = format!("round {round}");
-        for (stage, bytes) in stages {
-            let overlay = stage.create(&name)?;
-            mark(&overlay, bytes)?;
-            overlay.close().map_err(io::Error::other)?;
+        let names: Vec<String> = (0..FIRSTS)
+            .map(|n| format!("{n} of round {round}"))
+            .collect();
+        for name in &names {
+            for (stage, bytes) in stages {
+                let overlay = stage.create(name)?;
+                mark(&overlay, bytes)?;
+                overlay.close().map_err(io::Error::other)?;
+            }
         }
-        let mut players = stages.map(|(stage, _)| opening(stage, &name, 0));
+        let name = &names[0];
+        let mut players = stages.map(|(stage, _)| opening(stage, name, 0));
         gather(&mut all[0], take_turns(&mut players, TURNS)?);
-        let mut players = stages.map(|(stage, _)| opening(stage, &name, READS));
+        let mut players = stages.map(|(stage, _)| opening(stage, name, READS));
         gather(&mut all[1], take_turns(&mut players, TURNS / 2)?);
-        let overlays = [small.open(&name)?, large.open(&name)?];
-        let mut players = overlays.each_ref().map(|overlay| pointing(overlay, 0));
-        gather(&mut all[2], take_turns(&mut players, 1)?);
+        let mut players = stages.map(|(stage, _)| first_points(stage, &names));
+        gather(&mut all[2], take_turns(&mut players, FIRSTS)?);
+        let overlays = [small.open(name)?, large.open(name)?];
         let mut players = overlays.each_ref().map(|overlay| pointing(overlay, 1));
         gather(&mut all[3], take_turns(&mut players, TURNS)?);
-        let mut players = stages.map(|(stage, _)| branching(stage, &name));
+        let mut players = stages.map(|(stage, _)| branching(stage, name));
         gather(&mut all[4], take_turns(&mut players, TURNS)?);
     }
     let cells = [
@@ -163,6 +171,15 @@ fn opening<'a>(stage: &'a Stage, name: &'a str, reads: u32) -> Player<'a> {
         })
     };
     (name.to_owned(), Box::new(play))
+}
+
+/// Makes the first restore point of one overlay after the other, just opened.
+fn first_points<'a>(stage: &'a Stage, names: &'a [String]) -> Player<'a> {
+    let play = move |turn: u32| {
+        let overlay = stage.open(&names[turn as usize])?;
+        pointing(&overlay, 0).1(0)
+    };
+    (String::new(), Box::new(play))
 }
 
 /// Makes restore points, numbered from `first` on, each above one more block.

@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::overlay::{Caching, Note, OverlayMode, PointId};
+use disk::overlay::{Caching, OverlayMode};
 use disk::{Access, BaseId, Disk, Overlay, Raw, SharedDisk};
+
+use crate::peer::{point_id, write_layers};
 
 /// A block of an overlay, and the unit of everything here.
 pub(super) const BLOCK_BYTES: u64 = 4096;
-/// Stretches of a disk that lie in an overlay and in the image by turns.
-const STRETCH_BYTES: u64 = 64 << 10;
 
 /// Writes a file of `bytes` that holds no zeros, so that it is in the page
 /// cache as a whole; 4 KiB at a time, as `make bench-iscsi` does.
@@ -95,39 +95,7 @@ impl Stage {
     /// points that share them evenly; whatever their number, it reads the same.
     pub(super) fn with_points(&self, name: &str, points: u32) -> io::Result<Overlay> {
         let overlay = self.create(name)?;
-        let stretches = self.size_bytes() / STRETCH_BYTES / 2;
-        let mut stretch = vec![0; usize::try_from(STRETCH_BYTES).map_err(io::Error::other)?];
-        let layers = u64::from(points.max(1));
-        for layer in 0..layers {
-            for number in (layer..stretches).step_by(usize::try_from(layers).unwrap_or(1)) {
-                let at = 2 * number * STRETCH_BYTES;
-                self.image
-                    .read(at, &mut stretch)
-                    .map_err(io::Error::other)?;
-                overlay.write(at, &stretch).map_err(io::Error::other)?;
-            }
-            if layer < u64::from(points) {
-                point(&overlay, u32::try_from(layer).unwrap_or(0))?;
-            }
-        }
-        overlay.flush().map_err(io::Error::other)?;
+        write_layers(&overlay, &*self.image, points)?;
         Ok(overlay)
     }
-}
-
-/// Makes the restore point with this number.
-pub(super) fn point(overlay: &Overlay, number: u32) -> io::Result<()> {
-    let note = Note {
-        id: point_id(number),
-        created: 1_700_000_000 + u64::from(number),
-        automatic: false,
-        comment: String::new(),
-    };
-    overlay.point(note).map(drop).map_err(io::Error::other)
-}
-
-fn point_id(number: u32) -> PointId {
-    let mut id = [0x42; 16];
-    id[..4].copy_from_slice(&number.to_be_bytes());
-    PointId(id)
 }

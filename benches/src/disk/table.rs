@@ -4,6 +4,9 @@ use std::fmt::Write;
 
 use super::{Cell, Cost, Found, Goal};
 
+/// What stands below the tables: why the goals that are missed are.
+const LIMITS: &str = include_str!("limits.md");
+
 /// A line for whoever waits.
 pub(super) fn progress(cell: &Cell) -> String {
     let (cpu, wall) = (cell.ratio(Cost::cpu), cell.ratio(Cost::wall));
@@ -61,7 +64,7 @@ in 256 is written and the others are unmapped, which takes the same marks withou
             verdict(check.is_reached)
         );
     }
-    text
+    text + LIMITS
 }
 
 fn verdict(is_reached: bool) -> &'static str {

@@ -1,6 +1,8 @@
 //! Reads and writes of 4 KiB, all in the page cache.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use disk::{Access, Disk, NewDisk, NewFormat, Opening, Raw, SharedDisk};
 use super::stage::{BLOCK_BYTES, Stage, full_file, sparse_file};
 use super::{Cell, Cost, Found, Goal, Player, beside, take_turns};
 use crate::initiator::Order;
+use crate::peer::STRETCH_BYTES;
 
 /// The disk that is read.
 const READ_BYTES: u64 = 256 << 20;
@@ -21,6 +24,8 @@ const READ_TURNS: u32 = 10;
 const WRITES: u32 = 500;
 /// Turns of a round: as many of fresh writes, then of overwrites.
 const WRITE_TURNS: u32 = 12;
+/// Blocks of a stretch.
+const STRETCH: u64 = STRETCH_BYTES as u64 / BLOCK_BYTES;
 /// Restore points below what is read and written.
 const POINTS: [u32; 3] = [1, 16, 256];
 
@@ -50,7 +55,60 @@ pub(super) fn reads(home: &Path, rounds: usize, found: &mut Found) -> io::Result
         });
     }
     among_points("4 KiB random read", &costs[2..], found);
+    drop(disks);
+    bare_reads(home, rounds, found)
+}
+
+/// Reads of files as they are, which hold a disk in turn, as layers do: what
+/// more files cost anybody.
+fn bare_reads(home: &Path, rounds: usize, found: &mut Found) -> io::Result<()> {
+    let mut players: Vec<Player<'_>> = Vec::new();
+    for count in POINTS {
+        let mut files = Vec::new();
+        for number in 0..count {
+            let path = home.join(format!("{number} of {count}"));
+            files.push(File::create_new(&path)?);
+            files.push(File::open(&path)?);
+        }
+        let mut block = vec![1; 4096];
+        for place in
+            (0..READ_BYTES / BLOCK_BYTES).filter(|place| (place / STRETCH).is_multiple_of(2))
+        {
+            let file = &files[2 * file_of(place, count)];
+            file.write_all_at(&block, place * BLOCK_BYTES)?;
+        }
+        let play = move |turn: u32| {
+            let mut order = Order::Random(u64::from(turn));
+            let places = places(READ_BYTES / 2)?;
+            Cost::of(READS, || {
+                for _ in 0..READS {
+                    let place = u64::from(order.next(places).unwrap_or(0));
+                    let place = place / STRETCH * 2 * STRETCH + place % STRETCH;
+                    let file = &files[2 * file_of(place, count) + 1];
+                    file.read_exact_at(&mut block, place * BLOCK_BYTES)?;
+                }
+                Ok(())
+            })
+        };
+        players.push((String::new(), Box::new(play)));
+    }
+    take_turns(&mut players, 1)?;
+    let turns = READ_TURNS * u32::try_from(rounds).unwrap_or(1);
+    let costs = take_turns(&mut players, turns)?;
+    for (count, costs_of_more) in POINTS.iter().zip(&costs).skip(1) {
+        found.cell(Cell {
+            name: format!("4 KiB bare `pread`, out of {count} files"),
+            against: "out of one",
+            goal: Goal::None,
+            samples: beside(&costs[0], costs_of_more),
+        });
+    }
     Ok(())
+}
+
+/// In which of `count` files a block lies: stretches take turns.
+fn file_of(place: u64, count: u32) -> usize {
+    usize::try_from(place / STRETCH / 2 % u64::from(count)).unwrap_or(0)
 }
 
 /// Reads of formats that are served in place.
