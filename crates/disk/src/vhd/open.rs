@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::blocks::{ABSENT, Blocks, MAX_ENTRIES, Tail};
 use super::differences::{Differences, SHADOW_HEAD_BYTES};
 use super::footer::{FOOTER_BYTES, Footer, MAX_SIZE_BYTES, OLD_FOOTER_BYTES, SECTOR_BYTES};
-use super::header::{HEADER_BYTES, Header};
+use super::header::{HEADER_BYTES, Header, LOCATOR_BYTES, LOCATORS_AT};
 use super::parent::Child;
 use super::{Fault, Kind, NOT_REPAIRED, Vhd};
 use crate::files::{File, Files};
@@ -362,8 +362,24 @@ fn read_blocks(
     ];
     if found.footer.kind == Kind::Differencing {
         // Those that are followed; what lies of other code is not believed.
-        let followed = header.locators.iter().filter(|locator| locator.is_path());
-        taken.extend(followed.filter_map(|locator| locator.range_in(end)));
+        for (number, locator) in header.locators.iter().enumerate() {
+            let Some(path_at) = locator.range_in(end).filter(|_| locator.is_path()) else {
+                continue;
+            };
+            let is_over = |t: &Range<u64>| t.start < path_at.end && path_at.start < t.end;
+            if let Some(over) = taken[..3].iter().find(|t| is_over(t)) {
+                let reason = format!(
+                    "a path at {} lies over the footer, header or table at {}",
+                    path_at.start, over.start
+                );
+                return header_fault(
+                    "Parent Locator",
+                    LOCATORS_AT + number * LOCATOR_BYTES,
+                    reason,
+                );
+            }
+            taken.push(path_at);
+        }
     }
     let blocks = Blocks {
         block_bytes,

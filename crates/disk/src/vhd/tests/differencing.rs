@@ -353,6 +353,7 @@ fn cycles_and_lies_about_the_parent_are_refused() {
         (20, u64::MAX - 5),
         (20, 1 << 40),
         (70_000, 0),
+        (20, 1500),
     ] {
         drop(family.make("b.vhd", "base.vhd"));
         family.with_header("b.vhd", |header| {
