@@ -19,7 +19,7 @@ use crate::{Access, Disk, Opening, describe, open, vhd, vhdx};
 pub type Door = fn(&[u8]);
 
 /// All doors, by the names of their targets and corpora.
-pub const DOORS: [(&str, Door); 2] = [("vhd", vhd), ("vhdx", vhdx)];
+pub const DOORS: [(&str, Door); 3] = [("vhd", vhd), ("vhdx", vhdx), ("qcow2", qcow2)];
 
 const PAGE_BYTES: u64 = 4096;
 const TAIL_BYTES: usize = 512;
@@ -77,6 +77,26 @@ fn try_vhdx(bytes: &[u8]) -> bool {
     file.write(&path, settings & 1 != 0);
     let is_open = work(&path, Format::Vhdx, &steps);
     assert_eq!(stamp(&parent_path), parent, "a parent was written");
+    assert_eq!(site.names(), 2, "something was made beside it");
+    is_open
+}
+
+/// A qcow2 file, alone or above `parent.raw`, which is only read.
+pub fn qcow2(bytes: &[u8]) {
+    try_qcow2(bytes);
+}
+
+/// The same, and whether it could be opened.
+fn try_qcow2(bytes: &[u8]) -> bool {
+    let Some(input) = Input::parse(bytes) else {
+        return false;
+    };
+    let site = Site::new();
+    site.put("parent.raw", &[0x5a; 8192]);
+    let path = site.put_with_hole("disk.qcow2", &input);
+    let before = stamp(&path);
+    let is_open = work(&path, Format::Qcow2, &input.steps);
+    assert_eq!(stamp(&path), before, "a qcow2 file was written");
     assert_eq!(site.names(), 2, "something was made beside it");
     is_open
 }
@@ -174,7 +194,11 @@ fn work(path: &Path, format: Format, steps: &[[u8; 6]]) -> bool {
     if !description.parents.is_empty() && description.unit_bytes > Some(MAX_COPIED_BYTES) {
         return true;
     }
-    let open_again = || open(path, &opening(Access::ReadWrite));
+    let access = match format {
+        Format::Qcow2 => Access::ReadOnly,
+        _ => Access::ReadWrite,
+    };
+    let open_again = || open(path, &opening(access));
     let Ok(mut disk) = open_again() else {
         return false;
     };
@@ -228,6 +252,7 @@ fn one(disk: &dyn Disk, [kind, position @ .., length]: &[u8; 6]) {
                 assert_eq!(total, length);
             }
             disk.will_need(offset, bytes);
+            let _ = disk.read(offset, &mut seen);
         }
         5 => {
             if let Ok(extent) = disk.extent(offset, bytes) {
@@ -271,7 +296,12 @@ mod tests {
     #[test]
     fn what_the_corpus_holds_can_be_opened() {
         type Opens = fn(&[u8]) -> bool;
-        for (name, door) in [("vhd", try_vhd as Opens), ("vhdx", try_vhdx)] {
+        let doors = [
+            ("vhd", try_vhd as Opens),
+            ("vhdx", try_vhdx),
+            ("qcow2", try_qcow2),
+        ];
+        for (name, door) in doors {
             let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
             for entry in fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();

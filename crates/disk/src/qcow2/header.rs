@@ -89,7 +89,8 @@ impl Header {
             return Err(Fault::new("cluster_bits", 20, reason).into());
         }
         let size_bytes = fields.long("size", 24)?;
-        if !size_bytes.is_multiple_of(512) || i64::try_from(size_bytes).is_err() {
+        if size_bytes == 0 || !size_bytes.is_multiple_of(512) || i64::try_from(size_bytes).is_err()
+        {
             let reason = format!("a disk of {size_bytes} bytes; it must be in sectors of 512");
             return Err(Fault::new("size", 24, reason).into());
         }
@@ -315,6 +316,7 @@ mod tests {
             (4, &9_u32.to_be_bytes()[..], "version"),
             (20, &40_u32.to_be_bytes()[..], "cluster_bits"),
             (24, &513_u64.to_be_bytes()[..], "size"),
+            (24, &0_u64.to_be_bytes()[..], "size"),
             (24, &u64::MAX.to_be_bytes()[..], "size"),
             (24, &(1_u64 << 60).to_be_bytes()[..], "l1_size"),
             (36, &0_u32.to_be_bytes()[..], "l1_size"),
