@@ -9,6 +9,7 @@ mod current;
 mod damage;
 mod manifest;
 mod verify;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,9 +28,12 @@ use super::machine::nearest;
 use super::{Assignment, Error, Inventory, Name, Result, held, now, sync_directory};
 #[cfg(test)]
 pub(crate) use manifest::crcs;
-pub(crate) use manifest::{CRC_CHUNK_BYTES, Checksums, ChecksumsWriter, hex};
+pub(crate) use manifest::{CRC_CHUNK_BYTES, Checksums, hex};
 use manifest::{Manifest, read_image};
 pub(crate) use verify::{ScrubPace, Verification};
+#[cfg(test)]
+pub(super) use writer::HOLE_BYTES;
+pub(super) use writer::{Part, VersionWriter, write_sparse};
 
 /// One version of a golden image.
 #[derive(Clone, Debug)]

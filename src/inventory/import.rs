@@ -8,15 +8,11 @@
 //! import that fails, is cancelled or dies changes nothing.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::download::{Address, download};
-use super::image::{CRC_CHUNK_BYTES, ChecksumsWriter, Content, Images, LOGICAL_BLOCK_BYTES};
+use super::image::{CRC_CHUNK_BYTES, Content, Images, LOGICAL_BLOCK_BYTES, Part, VersionWriter};
 use super::job::{Job, JobKind, Outcome, Progress};
 use super::source::{Hole, Source};
 use super::spool::Spool;
@@ -46,13 +42,6 @@ pub(crate) enum Origin {
 
 /// Longest comment.
 const COMMENT_MAX_BYTES: usize = 1000;
-
-/// Granularity of the holes that are left: the block of most file systems.
-const HOLE_BYTES: usize = 4096;
-
-/// Written, at most, between two syncs, so that the last one is short and other
-/// writers of this host are not held up.
-const SYNC_BYTES: u64 = 64 * 1024 * 1024;
 
 impl Inventory {
     /// Starts an import; what can be refused at once is.
@@ -133,86 +122,50 @@ impl Import {
         progress: &Progress,
     ) -> Result<Content> {
         let path = disk::image::disk_path(directory);
-        let unwritten = |e: io::Error| match e.kind() {
-            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Error::Failed(format!(
-                "no space left to import {}: it needs up to {} MiB under the data directory; \
-                 nothing was kept",
-                source.shown(),
-                source.size_bytes().div_ceil(1 << 20)
-            )),
-            _ => Error::Failed(format!("cannot write {}: {e}", path.display())),
-        };
         let opened = match is_there {
             true => File::options().write(true).open(&path),
             false => File::create_new(&path),
         };
-        let disk = opened.map_err(unwritten)?;
+        let disk =
+            opened.map_err(|e| Error::Failed(format!("cannot write {}: {e}", path.display())))?;
         let has_blocks = is_there || source.share_blocks(&disk);
         let size_bytes = source
             .size_bytes()
             .next_multiple_of(u64::from(LOGICAL_BLOCK_BYTES));
-        disk.set_len(size_bytes).map_err(unwritten)?;
-
-        let mut sha256 = Sha256::new();
-        let mut checksums = ChecksumsWriter::create(directory)?;
+        let subject = format!("the import of {}", source.shown());
+        let mut writer = VersionWriter::new(disk, directory, size_bytes, subject)?;
         let mut chunk = vec![0_u8; CRC_CHUNK_BYTES];
         let mut hole = Hole::default();
-        let (mut offset, mut unsynced_bytes) = (0, 0);
-        while offset < size_bytes {
-            let chunk_bytes = (size_bytes - offset).min(CRC_CHUNK_BYTES as u64);
-            let chunk = &mut chunk[..usize::try_from(chunk_bytes).unwrap_or(CRC_CHUNK_BYTES)];
-            if hole.covers(source, offset, chunk_bytes) {
+        loop {
+            let bytes = writer.chunk_bytes();
+            if bytes == 0 {
+                break;
+            }
+            let chunk = &mut chunk[..bytes];
+            let is_hole = hole.covers(source, writer.offset(), bytes as u64);
+            if is_hole {
                 chunk.fill(0);
             } else {
-                source.read(offset, chunk)?;
-                if !has_blocks {
-                    unsynced_bytes += write_sparse(&disk, offset, chunk).map_err(unwritten)?;
-                }
+                source.read(writer.offset(), chunk)?;
             }
-            sha256.update(&*chunk);
-            checksums.push(crc32c::crc32c(chunk))?;
-            offset += chunk_bytes;
-            if unsynced_bytes >= SYNC_BYTES {
-                disk.sync_data().map_err(unwritten)?;
-                unsynced_bytes = 0;
-            }
-            progress.advance(offset.min(source.size_bytes()))?;
+            let part = match is_hole || has_blocks {
+                true => Part::There,
+                false => Part::Sparse,
+            };
+            writer.push(chunk, [(part, bytes)])?;
+            progress.advance(writer.offset().min(source.size_bytes()))?;
         }
         source.require_unchanged()?;
-        disk.set_permissions(fs::Permissions::from_mode(0o444))
-            .and_then(|()| disk.sync_all())
-            .map_err(unwritten)?;
+        let (sha256, checksums) = writer.finish()?;
         Ok(Content {
             name: self.name.clone(),
             size_bytes,
-            sha256: sha256.finalize().into(),
-            checksums: checksums.finish()?,
+            sha256,
+            checksums,
             parent: None,
             comment: self.comment.clone(),
         })
     }
-}
-
-/// Writes what is not zero, in whole runs; answers how much that was.
-pub(super) fn write_sparse(disk: &File, offset: u64, chunk: &[u8]) -> io::Result<u64> {
-    static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
-    let mut written = 0;
-    let mut at = 0;
-    let is_zero = |block: &[u8]| *block == ZEROS[..block.len()];
-    while at < chunk.len() {
-        let run: usize = chunk[at..]
-            .chunks(HOLE_BYTES)
-            .take_while(|block| !is_zero(block))
-            .map(<[u8]>::len)
-            .sum();
-        if run > 0 {
-            disk.write_all_at(&chunk[at..at + run], offset + at as u64)?;
-            written += run as u64;
-        }
-        // The block that ended the run is zeros.
-        at += run + HOLE_BYTES;
-    }
-    Ok(written)
 }
 
 #[cfg(test)]

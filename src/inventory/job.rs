@@ -46,6 +46,8 @@ pub(crate) enum JobKind {
     Import,
     /// A disk becomes a file of somebody else's.
     Export,
+    /// An overlay becomes a version of an image.
+    Commit,
     /// A disk becomes two.
     Clone,
     /// A disk becomes one of another format.
@@ -60,6 +62,7 @@ impl JobKind {
         match self {
             JobKind::Import => "import",
             JobKind::Export => "export",
+            JobKind::Commit => "commit",
             JobKind::Clone => "clone",
             JobKind::Conversion => "conversion",
             JobKind::Verification => "verification",

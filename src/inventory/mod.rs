@@ -11,6 +11,7 @@
 //! threads that may wait. Reads are answered from memory or from SQLite's page
 //! cache (microseconds); writes that promise durability wait for one `fsync`.
 
+mod commit;
 mod disk;
 mod download;
 mod export;
@@ -39,6 +40,7 @@ use uuid::Uuid;
 
 pub(crate) use self::disk::{DirectBoot, DiskFormat, DiskKind, NewOwnDisk, OwnDisk, stored_bytes};
 pub(crate) use ::disk::overlay::OverlayMode;
+pub(crate) use commit::CommitRequest;
 pub(crate) use disk::unopened;
 pub(crate) use download::Address;
 pub(crate) use export::{Existing, Export, ExportFormat, Exported, open_image};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use disk::probe::{Format, probe};
 use rustix::fs::fstatvfs;
 
-use super::import::write_sparse;
+use super::image::write_sparse;
 use super::{Error, Inventory, Result};
 
 /// Bytes gathered before they are written.

@@ -1,9 +1,11 @@
 //! Tests of `import`.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use sha2::{Digest, Sha256};
 
 use super::*;
-use crate::inventory::image::crcs;
+use crate::inventory::image::{HOLE_BYTES, crcs, write_sparse};
 use crate::inventory::tests::Site;
 
 /// A file in the site's directory.
