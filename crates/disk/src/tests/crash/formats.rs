@@ -3,9 +3,8 @@
 use std::iter::once;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
 
-use super::{Dice, IMAGE, SECTOR, Site, Subject, ZEROS, scratch, sector_of};
+use super::{Dice, IMAGE, SECTOR, Site, Subject, ZEROS, sector_of};
 use crate::files::Files;
 use crate::vhd::{self, Vhd};
 use crate::vhdx::{self, Vhdx};
@@ -48,33 +47,28 @@ impl VhdOf {
     const OLD_FOOTER_SECTOR: usize = ((1 << 20) - (12 << 10)) / 512;
     const NAME: &str = "disk.vhd";
 
-    /// Above a parent that holds the image's sectors.
+    const PARENT: &str = "parent.vhd";
+
+    /// Above a parent that holds the image's sectors and lies beside it.
     pub(crate) fn differencing() -> VhdOf {
-        let parent = Self::parents().join("parent.vhd");
+        let parent = Self::PARENT.into();
         VhdOf(NewFormat::VhdDifferencing { parent })
     }
 
-    /// Where the one parent lies, which nobody writes: outside of what is
-    /// recorded, and made when it is first asked for.
-    fn parents() -> &'static Path {
-        static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
-        let dir = DIR.get_or_init(|| {
-            let dir = scratch();
-            let new = VhdOf(NewFormat::VhdDynamic).new_disk();
-            let disk = vhd::create(&dir.path().join("parent.vhd"), &new).unwrap();
-            for sector in VhdOf(NewFormat::VhdDynamic).places().into_iter().flatten() {
-                let offset = (sector * 512) as u64;
-                disk.write(offset, &sector_of(IMAGE, sector)).unwrap();
-            }
-            dir
-        });
-        dir.path()
+    fn make_parent(files: &Files, path: &Path) -> Result<(), OpenError> {
+        let parent = VhdOf(NewFormat::VhdDynamic);
+        let disk = vhd::create_on(files, path, &parent.new_disk())?;
+        for place in parent.places() {
+            let offset = (place.start * 512) as u64;
+            let bytes: Vec<u8> = place.flat_map(|s| sector_of(IMAGE, s)).collect();
+            disk.write(offset, &bytes)?;
+        }
+        disk.flush()?;
+        Ok(())
     }
 
     fn opening() -> Opening {
-        let mut opening = Opening::new(Access::ReadWrite);
-        opening.parent_roots.push(Self::parents().to_owned());
-        opening
+        Opening::new(Access::ReadWrite)
     }
 
     fn new_disk(&self) -> NewDisk {
@@ -102,7 +96,12 @@ impl Subject for VhdOf {
     }
 
     fn create(&self, files: &Files, root: &Path) -> Result<Vhd, OpenError> {
-        vhd::create_on(files, &root.join(Self::NAME), &self.new_disk())
+        let mut new = self.new_disk();
+        if let NewFormat::VhdDifferencing { parent } = &mut new.format {
+            *parent = root.join(Self::PARENT);
+            Self::make_parent(files, parent)?;
+        }
+        vhd::create_on(files, &root.join(Self::NAME), &new)
     }
 
     fn open(&self, files: &Files, root: &Path) -> Result<Vhd, OpenError> {
