@@ -54,6 +54,8 @@ pub(crate) struct Config {
     pub(crate) boot: Boot,
     /// `[images]`
     pub(crate) images: Images,
+    /// `[overlays]`
+    pub(crate) overlays: Overlays,
     /// `[machines]`
     pub(crate) machines: Machines,
     /// `[api]`
@@ -142,6 +144,17 @@ pub(crate) struct Images {
     pub(crate) scrub_rate: u64,
 }
 
+/// Machines' private writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Overlays {
+    /// Restore points by the calendar, of kept overlays whose machines run.
+    pub(crate) points: bool,
+    /// What each overlay made from now on may hold; `None`: what there is.
+    pub(crate) quota: Option<u64>,
+    /// What stays free of the file system with the data.
+    pub(crate) reserve: u64,
+}
+
 /// Machines nobody has named yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Machines {
@@ -200,6 +213,11 @@ impl Default for Config {
             images: Images {
                 scrub_interval: Some(Duration::from_secs(30 * 24 * 60 * 60)),
                 scrub_rate: 20 * 1024 * 1024,
+            },
+            overlays: Overlays {
+                points: true,
+                quota: None,
+                reserve: 1024 * 1024 * 1024,
             },
             machines: Machines { pending_limit: 64 },
             api: Api {

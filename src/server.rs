@@ -15,7 +15,7 @@ use crate::config::{Config, DhcpMode};
 use crate::inventory::{Inventory, Limits};
 use crate::services::dhcp::Addressing;
 use crate::services::iscsi::plain::{KeptTargets, PlainTargets};
-use crate::services::iscsi::{MachineDisks, SiteTargets};
+use crate::services::iscsi::{MachineDisks, Room, SiteTargets};
 use crate::services::tftp::LoaderFiles;
 use crate::services::{Addresses, Loaders, Site, http};
 use crate::timeline::Timeline;
@@ -83,7 +83,11 @@ impl Running {
         let timeline = Arc::new(Timeline::open(Arc::clone(&inventory))?);
         let site = Arc::new(site(config, served.address, &inventory, &timeline)?);
 
-        let disks = Arc::new(MachineDisks::new(Arc::clone(&site)));
+        let room = Room {
+            quota_bytes: config.overlays.quota,
+            reserve_bytes: config.overlays.reserve,
+        };
+        let disks = Arc::new(MachineDisks::new(Arc::clone(&site)).with_room(room));
         let portal = SocketAddr::from((served.address, config.iscsi.port));
         let plain = Arc::new(PlainTargets::default());
         let kept = KeptTargets::restore(
@@ -161,7 +165,11 @@ impl Running {
         let api = listeners.serve(facts);
 
         let tending = tokio::spawn(tend(Arc::clone(&disks)));
-        let upkeep = Upkeep::start(Arc::clone(&inventory), config)?;
+        let keep_points = {
+            let (disks, by_calendar) = (Arc::clone(&disks), config.overlays.points);
+            move |now| disks.keep_points(by_calendar, now)
+        };
+        let upkeep = Upkeep::start(Arc::clone(&inventory), config, keep_points)?;
         Ok(Running {
             inventory,
             timeline,

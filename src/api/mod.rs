@@ -200,6 +200,7 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(points::remove))
         .routes(routes!(points::restore))
         .routes(routes!(points::branch))
+        .routes(routes!(points::commit))
         .routes(routes!(disks::list, disks::add))
         .routes(routes!(disks::register))
         .routes(routes!(disks::import))

@@ -1,5 +1,5 @@
-//! `/overlays/{overlay}/points`: restore points, going back to one, and
-//! branching from one.
+//! `/overlays/{overlay}/points`: restore points, going back to one, branching
+//! from one, and committing.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,9 +10,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::{Body, Path};
+use super::jobs::{self, Begun, Job};
 use super::overlays::{Overlay, closed, named, present, record, shown as shown_overlay, with};
 use super::{Api, ApiError, ErrorBody};
-use crate::inventory::{FoundPoint, note, short, unopened};
+use crate::inventory::{CommitRequest, FoundPoint, Name, note, short, unopened};
 
 /// A moment of an overlay one can go back to.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
@@ -73,6 +74,21 @@ pub(crate) struct Branch {
     pub(crate) point: String,
     /// The other machine.
     pub(crate) to: String,
+}
+
+/// What to commit, and as what.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Commit {
+    /// Another image, new or not; its own when it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<String>,
+    /// What to remember about the version.
+    #[serde(default)]
+    pub(crate) comment: String,
+    /// Of a machine that runs, too: as a loss of power would leave its disk.
+    #[serde(default)]
+    pub(crate) crash_consistent: bool,
 }
 
 /// Lists the restore points of an overlay and of its machine's former ones,
@@ -226,6 +242,53 @@ pub(super) async fn branch(
         let machines = api.inventory.machines()?;
         let shown = shown_overlay(api, &machines, &new, false);
         Ok((StatusCode::CREATED, Json(shown)))
+    })
+    .await
+}
+
+/// Makes what a machine has on its disk the next version of its image, or of
+/// another: a restore point, and then a job, whose result is the image. One
+/// that runs is refused, unless a state as after a loss of power will do.
+#[utoipa::path(post, path = "/overlays/{overlay}/commits", tag = "overlays",
+    operation_id = "commit_overlay",
+    params(("overlay" = String, Path, description = "its UUID, or its machine")),
+    request_body = Commit,
+    responses((status = 202, description = "the commit, begun", body = Job),
+        (status = 404, description = "there is no such overlay", body = ErrorBody),
+        (status = 409, description = "the machine runs", body = ErrorBody)))]
+pub(super) async fn commit(
+    State(api): State<Api>,
+    Path(overlay): Path<String>,
+    Body(body): Body<Commit>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let overlay = present(api, &overlay)?;
+        let name = body.image.as_deref().map(Name::parse).transpose()?;
+        if !body.crash_consistent && api.live.machine_in_use(overlay.machine) {
+            let machine = api.inventory.machine(overlay.machine)?;
+            return Err(ApiError::conflict(format!(
+                "{} is running: shut it down first, or take its disk as a loss of power would \
+                 leave it, with --crash-consistent",
+                machine.name
+            )));
+        }
+        let note = note("committed", false)?;
+        let point = with(api, &overlay, |open| {
+            open.point(note.clone()).map_err(unopened)
+        })?;
+        let job = api.inventory.start_commit(CommitRequest {
+            overlay: overlay.uuid,
+            at: point.note.id,
+            name,
+            comment: body.comment,
+        })?;
+        let point = short(point.note.id);
+        record(
+            api,
+            &overlay,
+            format!("is being committed, as of restore point {point}"),
+        );
+        Ok(jobs::begun(api, job))
     })
     .await
 }

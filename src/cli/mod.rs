@@ -160,7 +160,7 @@ impl Ask {
             Noun::Image(verb) => image::run(&client, verb, self.json).await,
             Noun::Machine(verb) => machine::run(&client, verb).await,
             Noun::Disk(verb) => disk::run(&client, verb, self.json).await,
-            Noun::Overlay(verb) => overlay::run(&client, verb).await,
+            Noun::Overlay(verb) => overlay::run(&client, verb, self.json).await,
             Noun::Job(verb) => job::run(&client, verb, self.json).await,
             Noun::Lease(verb) => lease::run(&client, verb).await,
             Noun::Session(verb) => session::run(&client, verb).await,

@@ -2,14 +2,16 @@
 
 use clap::Subcommand;
 use jiff::Timestamp;
-use serde_json::json;
 
 use super::client::{Client, part};
+use super::job;
 use super::show::{Answer, ago, bytes, or_dash, table, time};
 use super::size::size;
+use crate::api::images::Image;
+use crate::api::jobs::Job;
 use crate::api::machines::Mode;
 use crate::api::overlays::{Overlay, SetOverlay};
-use crate::api::points::{Branch, MakePoint, Point, Restore, Restored};
+use crate::api::points::{Branch, Commit, MakePoint, Point, Restore, Restored};
 
 /// What names an overlay, as the help says it.
 const OVERLAY: &str = "MACHINE";
@@ -61,6 +63,21 @@ pub(super) enum Verb {
         #[arg(long, value_name = "MACHINE")]
         to: String,
     },
+    /// Make what a machine has on its disk the next version of its image
+    Commit {
+        /// The machine, which is switched off
+        #[arg(value_name = OVERLAY)]
+        overlay: String,
+        /// Another image, new or not
+        #[arg(long = "as", value_name = "IMAGE")]
+        image: Option<String>,
+        /// What to remember about this version
+        #[arg(long, default_value = "")]
+        comment: String,
+        /// Of a machine that runs: as a loss of power would leave its disk
+        #[arg(long)]
+        crash_consistent: bool,
+    },
     /// Limit what an overlay may hold
     Quota {
         /// Its machine, or its UUID
@@ -94,7 +111,7 @@ fn quota(text: &str) -> Result<Quota, String> {
     }
 }
 
-pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
+pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Result<Answer> {
     match verb {
         Verb::List => {
             let overlays: Vec<Overlay> = client.show("/overlays").await?;
@@ -115,7 +132,10 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
         } => {
             let path = at(&overlay, &format!("/points/{}", part(&point)));
             client.remove(&path).await?;
-            Answer::new(format!("removed {point}"), &json!({ "removed": point }))
+            Answer::new(
+                format!("removed {point}"),
+                &serde_json::json!({ "removed": point }),
+            )
         }
         Verb::Point {
             overlay, comment, ..
@@ -142,6 +162,21 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
             );
             Answer::new(text, &new)
         }
+        Verb::Commit {
+            overlay,
+            image,
+            comment,
+            crash_consistent,
+        } => {
+            let asked = Commit {
+                image,
+                comment,
+                crash_consistent,
+            };
+            let job: Job = client.add(&at(&overlay, "/commits"), &asked).await?;
+            let image: Image = job::follow(client, job, json).await?;
+            Answer::new(committed(&image), &image)
+        }
         Verb::Quota { overlay, quota } => {
             let asked = SetOverlay {
                 quota_bytes: Some(quota.0),
@@ -161,11 +196,14 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
         Verb::Reset { machine } => {
             client.remove(&at(&machine, "")).await?;
             let text = format!("{machine} begins afresh at its next boot");
-            Answer::new(text, &json!({ "reset": machine }))
+            Answer::new(text, &serde_json::json!({ "reset": machine }))
         }
         Verb::Remove { overlay } => {
             client.remove(&at(&overlay, "")).await?;
-            Answer::new(format!("removed {overlay}"), &json!({ "removed": overlay }))
+            Answer::new(
+                format!("removed {overlay}"),
+                &serde_json::json!({ "removed": overlay }),
+            )
         }
     }
 }
@@ -246,6 +284,22 @@ fn points_of(overlay: &str, points: &[Point]) -> String {
         &[3],
         rows,
     )
+}
+
+fn committed(image: &Image) -> String {
+    let mut text = format!(
+        "{}@{} is current: machines boot it from their next boot on; kept overlays stay on their \
+         version (`diskless overlay reset MACHINE` moves one on)",
+        image.name, image.version
+    );
+    if let Some(parent) = image.parent
+        && parent + 1 < image.version
+    {
+        text.push_str(&format!(
+            "\nit was made from @{parent}: what later versions brought is not in it"
+        ));
+    }
+    text
 }
 
 fn restored(done: &Restored) -> String {

@@ -56,6 +56,9 @@ keys! {
     "boot.retry" => boot.retry = value::retry, "a time from \"1s\" to \"10m\"";
     "images.scrub_interval" => images.scrub_interval = value::scrub_interval, "a time from \"1h\" to \"365d\", or \"off\"";
     "images.scrub_rate" => images.scrub_rate = value::scrub_rate, "a number of bytes a second from \"64K\", as in \"20M\"";
+    "overlays.points" => overlays.points = value::calendar, "\"calendar\" or \"off\"";
+    "overlays.quota" => overlays.quota = value::quota, "a number of bytes from \"1M\", as in \"20G\", or \"none\"";
+    "overlays.reserve" => overlays.reserve = value::reserve, "a number of bytes, as in \"10G\", or 0";
     "machines.pending_limit" => machines.pending_limit = value::pending_limit, "a number from 0 to 10000";
     "api.socket" => api.socket = value::socket, "the path of a Unix socket of at most 107 bytes, or \"\" for none";
     "api.listen" => api.listen = value::loopback, "a loopback address with a port, as in \"127.0.0.1:8067\", or \"\" for none";

@@ -23,6 +23,9 @@ const MIN_SCRUB_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Slowest scrub, in bytes a second; slower would never come to an end.
 const MIN_SCRUB_RATE: u64 = 64 * 1024;
 
+/// Smallest quota; with less nothing boots.
+const MIN_QUOTA_BYTES: u64 = 1024 * 1024;
+
 /// Longest wait before a machine tries again; people stand before it.
 const MAX_RETRY: Duration = Duration::from_secs(10 * 60);
 
@@ -325,6 +328,28 @@ pub(super) fn scrub_rate(given: &Given<'_>) -> Result<u64, Refusal> {
     } else {
         Err(None)
     }
+}
+
+pub(super) fn calendar(given: &Given<'_>) -> Result<bool, Refusal> {
+    match given.text()? {
+        "calendar" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(None),
+    }
+}
+
+pub(super) fn quota(given: &Given<'_>) -> Result<Option<u64>, Refusal> {
+    if matches!(given, Given::Text("none")) {
+        return Ok(None);
+    }
+    match bytes(given)? {
+        ..MIN_QUOTA_BYTES => Err(None),
+        bytes => Ok(Some(bytes)),
+    }
+}
+
+pub(super) fn reserve(given: &Given<'_>) -> Result<u64, Refusal> {
+    bytes(given)
 }
 
 /// A number of bytes, with or without a unit: `64K`, `20M`, `50G`, `2T`.

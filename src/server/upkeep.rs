@@ -1,6 +1,7 @@
-//! What is done in the background, when nobody asks: the scrub of golden images.
+//! What is done in the background, when nobody asks: the scrub of golden images,
+//! restore points by the calendar.
 //!
-//! On a thread of its own with the lowest priority, which the system's I/O
+//! On threads of their own with the lowest priority, which the system's I/O
 //! schedulers go by too.
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,9 @@ use crate::inventory::{Inventory, ScrubPace};
 /// How often it is asked whether a scrub is due.
 const SCRUB_ROUND: Duration = Duration::from_secs(10 * 60);
 
+/// How often it is asked whether a restore point is due.
+const POINTS_ROUND: Duration = Duration::from_secs(60);
+
 /// After the start machines boot, and want the disks for themselves.
 const FIRST_ROUND: Duration = Duration::from_secs(2 * 60);
 
@@ -30,7 +34,12 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     /// Starts what the configuration asks for.
-    pub(super) fn start(inventory: Arc<Inventory>, config: &Config) -> anyhow::Result<Upkeep> {
+    /// `keep_points` is called once a minute, with the seconds since 1970.
+    pub(super) fn start(
+        inventory: Arc<Inventory>,
+        config: &Config,
+        keep_points: impl Fn(u64) + Send + 'static,
+    ) -> anyhow::Result<Upkeep> {
         let stopped = Arc::new(Stopped::default());
         let mut threads = Vec::new();
         if let Some(interval) = config.images.scrub_interval {
@@ -45,6 +54,16 @@ impl Upkeep {
                 .context("starting the scrub")?;
             threads.push(thread);
         }
+        let thread = thread::Builder::new().name("points".into()).spawn({
+            let stopped = Arc::clone(&stopped);
+            move || {
+                yield_to_all();
+                while stopped.wait(POINTS_ROUND) {
+                    keep_points(jiff::Timestamp::now().as_second().unsigned_abs());
+                }
+            }
+        });
+        threads.push(thread.context("starting the thread of restore points")?);
         Ok(Upkeep { stopped, threads })
     }
 
@@ -85,10 +104,15 @@ impl Stopped {
     }
 }
 
-fn scrub(inventory: &Inventory, pace: ScrubPace, stopped: &Stopped) {
+/// Gives this thread the lowest priority.
+fn yield_to_all() {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-        tracing::debug!(%error, "the scrub runs with the priority of all");
+        tracing::debug!(%error, "the upkeep runs with the priority of all");
     }
+}
+
+fn scrub(inventory: &Inventory, pace: ScrubPace, stopped: &Stopped) {
+    yield_to_all();
     let mut pause = FIRST_ROUND;
     while stopped.wait(pause) {
         pause = match inventory.scrub_one(pace, &|| stopped.is_now()) {
@@ -115,8 +139,8 @@ mod tests {
     #[test]
     fn upkeep_ends_at_once_when_it_is_told() {
         let (inventory, _directory) = Site::new().shared();
-        let upkeep = Upkeep::start(Arc::clone(&inventory), &Config::default()).unwrap();
-        assert_eq!(upkeep.threads.len(), 1);
+        let upkeep = Upkeep::start(Arc::clone(&inventory), &Config::default(), |_| {}).unwrap();
+        assert_eq!(upkeep.threads.len(), 2);
         upkeep.stop();
         assert_eq!(Arc::strong_count(&inventory), 1);
     }
@@ -126,8 +150,8 @@ mod tests {
         let (inventory, _directory) = Site::new().shared();
         let mut config = Config::default();
         config.images.scrub_interval = None;
-        let upkeep = Upkeep::start(inventory, &config).unwrap();
-        assert!(upkeep.threads.is_empty());
+        let upkeep = Upkeep::start(inventory, &config, |_| {}).unwrap();
+        assert_eq!(upkeep.threads.len(), 1, "that of the points");
         upkeep.stop();
     }
 }

@@ -35,12 +35,14 @@ use crate::boot::{BootPlan, plan};
 use crate::inventory::{self, Generations, Machine, Overlay, OwnDisk, Prepared};
 use crate::timeline::Stage;
 
+pub(crate) use overlays::Room;
 pub(crate) use portal::SiteTargets;
 
 mod direct;
 mod images;
 mod overlays;
 pub(crate) mod plain;
+mod points;
 mod portal;
 #[cfg(test)]
 mod tests;
@@ -89,6 +91,8 @@ struct OpenDisk {
     idle_since: Option<Instant>,
     /// Bytes its sessions had written when somebody looked, and since when.
     written: (u64, Option<Instant>),
+    /// Whether little space was left to it when somebody looked.
+    short_of_space: bool,
 }
 
 /// What a machine's open disk is.
@@ -136,6 +140,7 @@ impl OpenDisk {
             target: Arc::new(Target::of_one(site.target_name(machine), unit)),
             idle_since: None,
             written: (0, None),
+            short_of_space: false,
         }
     }
 
@@ -199,6 +204,12 @@ impl MachineDisks {
             sessions: OnceLock::new(),
             slots: Mutex::default(),
         }
+    }
+
+    /// How overlays are made and opened from now on.
+    pub(crate) fn with_room(mut self, room: Room) -> MachineDisks {
+        self.overlays.room = room;
+        self
     }
 
     /// Closes disks that nobody has used for a while, and settles those that

@@ -145,3 +145,30 @@ async fn points_are_given_up_and_overlays_reset() {
     let refusal = running.answer("overlay show pc1").await.unwrap_err();
     assert!(refusal.contains("has no overlay"), "{refusal}");
 }
+
+#[tokio::test]
+async fn an_overlay_becomes_the_next_version_of_its_image() {
+    let (running, inventory) = with_overlay().await;
+    let said = running
+        .answer("overlay commit pc1 --comment office")
+        .await
+        .unwrap();
+    assert!(said.starts_with("debian@2 is current"), "{said}");
+    assert!(!said.contains("made from"), "{said}");
+    let image = inventory
+        .image(&crate::inventory::ImageRef::parse("debian").unwrap())
+        .unwrap();
+    let mut disk = vec![7; 2 << 20];
+    disk[..4096].fill(1);
+    assert!(fs::read(image.disk_path()).unwrap() == disk);
+    assert_eq!((image.parent, image.comment.as_str()), (Some(1), "office"));
+    running.answer("image verify debian").await.unwrap();
+    // The overlay stays where it was: a second commit leaves out what @2 brought.
+    let said = running.answer("overlay commit pc1").await.unwrap();
+    assert!(said.contains("made from @1"), "{said}");
+    let said = running
+        .answer("overlay commit pc1 --as office")
+        .await
+        .unwrap();
+    assert!(said.starts_with("office@1 is current"), "{said}");
+}

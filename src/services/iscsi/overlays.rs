@@ -24,6 +24,16 @@ const CACHING: Caching = Caching::WriteBack;
 pub(super) struct Overlays {
     inventory: Arc<Inventory>,
     images: OpenImages,
+    pub(super) room: Room,
+}
+
+/// How much overlays may hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// The most each of those made from now on may hold.
+    pub(crate) quota_bytes: Option<u64>,
+    /// What is to stay free of the file system they lie on.
+    pub(crate) reserve_bytes: u64,
 }
 
 /// An overlay open for a boot generation.
@@ -60,6 +70,7 @@ impl Overlays {
         Overlays {
             inventory,
             images: OpenImages::default(),
+            room: Room::default(),
         }
     }
 
@@ -170,6 +181,10 @@ impl Overlays {
         let id = image.base_id();
         let create = |golden| {
             OverlayDisk::create(&directory, golden, id, mode, generation, CACHING)
+                .and_then(|made| match self.room.quota_bytes {
+                    Some(quota) => made.set_quota(Some(quota)).map(|()| made),
+                    None => Ok(made),
+                })
                 .with_context(|| format!("making an overlay for {}", machine.name))
         };
         let (disk, done) = match step {
@@ -202,6 +217,7 @@ impl Overlays {
         } else {
             self.inventory.set_overlay(fact.uuid, image.version, mode)?
         };
+        disk.set_reserve(self.room.reserve_bytes);
         Ok((Opened { fact, disk }, format!("{image}, {done}")))
     }
 
@@ -227,6 +243,7 @@ impl Overlays {
                  and writes it had answered are gone; the machine must boot again"
             );
         }
+        disk.set_reserve(self.room.reserve_bytes);
         Ok(Opened { fact, disk })
     }
 

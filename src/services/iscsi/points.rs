@@ -1,0 +1,94 @@
+//! Restore points by the calendar, and what must be looked after in overlays
+//! that are open: layers to merge, space that runs out.
+
+use std::sync::Arc;
+
+use disk::Disk;
+use disk::overlay::{OverlayMode, thinning};
+
+use super::{MachineDisks, Medium, OpenDisk, lock};
+use crate::inventory::{Overlay, note};
+use crate::timeline::Stage;
+
+/// The finest stretch of the calendar: a point, where anything was written
+/// since the last, after so many seconds.
+const POINT_SECONDS: u64 = 600;
+
+/// Space is short when less than this part of it is left, as SCSI's threshold
+/// warning has it.
+const SHORT_PART: u64 = 10;
+
+impl MachineDisks {
+    /// Makes and gives up automatic restore points of kept overlays whose
+    /// machines run, where `by_calendar`, and looks after all that are open; to
+    /// be called once a minute, on a thread that may wait. `now` is in seconds
+    /// since 1970.
+    pub(crate) fn keep_points(&self, by_calendar: bool, now: u64) {
+        let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
+        for slot in slots {
+            // A slot that is locked is in use; its turn comes again.
+            let Ok(mut slot) = slot.try_lock() else {
+                continue;
+            };
+            let Some(open) = &mut slot.open else { continue };
+            let Medium::Overlay { fact, overlay } = &open.medium else {
+                continue;
+            };
+            let (fact, overlay) = (fact.clone(), Arc::clone(overlay));
+            let is_short = is_short(&overlay);
+            if is_short != std::mem::replace(&mut open.short_of_space, is_short) && is_short {
+                self.say_short(&fact, &overlay);
+            }
+            let running = open.is_in_use() && overlay.mode() == OverlayMode::Keep;
+            if by_calendar && running && !is_short {
+                self.keep_calendar(open, &fact, &overlay, now);
+            }
+            if let Err(error) = overlay.tend() {
+                tracing::warn!(overlay = %fact.uuid, %error, "looking after an overlay");
+            }
+        }
+    }
+
+    fn keep_calendar(&self, open: &OpenDisk, fact: &Overlay, overlay: &disk::Overlay, now: u64) {
+        let kept = || -> anyhow::Result<()> {
+            let directory = self.site.inventory.overlay_directory(fact.uuid);
+            let points = disk::Overlay::points(&directory)?;
+            let newest = points.iter().map(|point| point.note.created).max();
+            let due = newest.is_none_or(|newest| now >= newest + POINT_SECONDS);
+            if due && overlay.has_changed() {
+                let mut note = note("", true)?;
+                note.created = now;
+                overlay.point(note)?;
+                tracing::debug!(target_name = open.target.name, "restore point");
+            }
+            let given_up = thinning(&disk::Overlay::points(&directory)?, now);
+            if !given_up.is_empty() {
+                overlay.drop_points(&given_up)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = kept() {
+            tracing::warn!(overlay = %fact.uuid, %error, "keeping restore points by the calendar");
+        }
+    }
+
+    fn say_short(&self, fact: &Overlay, overlay: &disk::Overlay) {
+        let left_bytes = overlay.space().map_or(0, |space| space.free_bytes);
+        let words = format!(
+            "its overlay has {} MiB left: writes are refused when none is; give it room (`diskless \
+             overlay quota`, or space under the data directory)",
+            left_bytes >> 20
+        );
+        tracing::warn!(overlay = %fact.uuid, "{words}");
+        if let Ok(machine) = self.site.inventory.machine(fact.machine) {
+            let timeline = &self.site.timeline;
+            timeline.record(machine.mac, Stage::Problem, words);
+        }
+    }
+}
+
+fn is_short(overlay: &disk::Overlay) -> bool {
+    overlay.space().is_some_and(|space| {
+        space.free_bytes < space.used_bytes.saturating_add(space.free_bytes) / SHORT_PART
+    })
+}
