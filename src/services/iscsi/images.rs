@@ -40,3 +40,40 @@ impl OpenImages {
         Ok(opened)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use disk::DiskError;
+
+    use super::*;
+    use crate::inventory::OverlayMode;
+    use crate::services::tests::{Lab, write};
+
+    #[test]
+    fn damage_found_while_a_machine_runs_is_refused_to_it() {
+        let lab = Lab::new();
+        let image = lab.image("debian", 1);
+        let pc = lab.machine("pc1", 1, "debian", OverlayMode::Keep);
+        let (_, session) = lab.boot(&pc);
+        write(&session, 0, 7);
+        image.damage.set(std::iter::once(0..8192).collect());
+        let fact = lab.inventory().overlay_of(pc.id, "debian").unwrap();
+        lab.disks().with_overlay(&fact.unwrap(), &mut |open| {
+            let (open, mut buffer) = (open.unwrap(), [0; 4096]);
+            let mut segments = Vec::new();
+            // What it has written itself is its own.
+            open.read(0, &mut buffer).unwrap();
+            for offset in [4096, 4097, 0] {
+                let mut both = [0; 8192];
+                let error = open.read(offset, &mut both).unwrap_err();
+                assert!(matches!(error, DiskError::Corrupt(_)), "{error}");
+                let sent = open.segments(offset, 8192, &mut segments);
+                assert!(!matches!(sent, Ok(true)) && segments.is_empty());
+            }
+            open.read(8192, &mut buffer).unwrap();
+            // A whole block written over it is sound.
+            open.write(4096, &buffer).unwrap();
+            open.read(0, &mut [0; 8192]).unwrap();
+        });
+    }
+}

@@ -92,3 +92,101 @@ fn is_short(overlay: &disk::Overlay) -> bool {
         space.free_bytes < space.used_bytes.saturating_add(space.free_bytes) / SHORT_PART
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use iscsi::LoginRefusal;
+
+    use super::*;
+    use crate::inventory::Machine;
+    use crate::services::tests::{Lab, read, write};
+
+    /// Noon of a day.
+    const NOON: u64 = 1_800_014_400;
+
+    fn lab(mode: OverlayMode) -> (Lab, Machine) {
+        let lab = Lab::new();
+        lab.image("debian", 1);
+        let pc = lab.machine("pc1", 1, "debian", mode);
+        (lab, pc)
+    }
+
+    fn fact(lab: &Lab, pc: &Machine) -> Overlay {
+        let overlay = lab.inventory().overlay_of(pc.id, "debian").unwrap();
+        overlay.unwrap()
+    }
+
+    /// When its automatic points were made.
+    fn points(lab: &Lab, pc: &Machine) -> Vec<u64> {
+        let points = lab.inventory().points(&fact(lab, pc)).unwrap();
+        let automatic = points.iter().filter(|found| found.point.note.automatic);
+        automatic.map(|found| found.point.note.created).collect()
+    }
+
+    #[test]
+    fn a_machine_that_writes_gets_a_point_every_ten_minutes() {
+        let (lab, pc) = lab(OverlayMode::Keep);
+        let (_, session) = lab.boot(&pc);
+        lab.disks().keep_points(true, NOON);
+        assert!(points(&lab, &pc).is_empty(), "nothing was written");
+        write(&session, 3, 7);
+        lab.disks().keep_points(false, NOON);
+        assert!(points(&lab, &pc).is_empty(), "it is off");
+        lab.disks().keep_points(true, NOON);
+        write(&session, 3, 8);
+        lab.disks().keep_points(true, NOON + 599);
+        assert_eq!(points(&lab, &pc), [NOON]);
+        lab.disks().keep_points(true, NOON + 600);
+        lab.disks().keep_points(true, NOON + 1200);
+        assert_eq!(points(&lab, &pc), [NOON, NOON + 600], "nothing was written");
+        assert_eq!(read(&session, 3), 8);
+        // Hours later one of them is given up; the newest never is.
+        lab.disks().keep_points(true, NOON + 7200);
+        assert_eq!(points(&lab, &pc), [NOON, NOON + 600]);
+        write(&session, 4, 9);
+        lab.disks().keep_points(true, NOON + 7800);
+        assert_eq!(points(&lab, &pc), [NOON, NOON + 7800]);
+        assert_eq!((read(&session, 3), read(&session, 4)), (8, 9));
+    }
+
+    #[test]
+    fn what_is_thrown_away_and_what_does_not_run_gets_no_points() {
+        let (resets, pc) = lab(OverlayMode::Reset);
+        let (_, session) = resets.boot(&pc);
+        write(&session, 3, 7);
+        resets.disks().keep_points(true, NOON);
+        assert!(points(&resets, &pc).is_empty());
+        let (keeps, pc) = lab(OverlayMode::Keep);
+        let (_, session) = keeps.boot(&pc);
+        write(&session, 3, 7);
+        drop(session);
+        keeps.disks().keep_points(true, NOON);
+        assert!(points(&keeps, &pc).is_empty());
+    }
+
+    #[test]
+    fn a_machine_that_went_back_must_boot_and_finds_the_state_it_went_back_to() {
+        let (lab, pc) = lab(OverlayMode::Keep);
+        let (script, session) = lab.boot(&pc);
+        write(&session, 3, 7);
+        let mut made = None;
+        lab.disks().with_overlay(&fact(&lab, &pc), &mut |open| {
+            let note = note("good", false).unwrap();
+            made = Some(open.unwrap().point(note).unwrap());
+        });
+        write(&session, 3, 8);
+        drop(session);
+        let at = lab.inventory().point(&fact(&lab, &pc), "latest").unwrap();
+        assert_eq!(Some(&at.point.note), made.as_ref().map(|point| &point.note));
+        lab.disks().while_closed(&pc, &mut || {
+            lab.inventory().restore(&fact(&lab, &pc), &at).unwrap();
+        });
+        // Its page cache is of another state.
+        let refused = lab.log_in(&script);
+        assert!(matches!(refused, Err(LoginRefusal::TargetError(_))));
+        let (_, session) = lab.boot(&pc);
+        assert_eq!(read(&session, 3), 7);
+        write(&session, 3, 9);
+        assert_eq!(read(&session, 3), 9);
+    }
+}
