@@ -20,6 +20,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::super::frozen::{Frozen, mark_in, words};
 use super::super::head::Head;
@@ -41,9 +42,18 @@ const COPY_BLOCKS: u64 = 256;
 /// send from it: far longer than any send may take.
 const GRACE: Duration = Duration::from_secs(600);
 
-/// Layers that are no more, and since when.
+/// Layers that are no more.
 #[derive(Default)]
-pub(super) struct Retired(Vec<(Instant, Arc<Frozen>)>);
+pub(super) struct Retired(Vec<Gone>);
+
+/// A layer that is no more, but that somebody may still send from.
+struct Gone {
+    since: Instant,
+    _layer: Arc<Frozen>,
+    /// Its data, locked: another overlay that is alone with it now must not
+    /// write it yet.
+    _data: Option<File>,
+}
 
 /// Which of two layers takes the other in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +100,7 @@ impl Store {
     pub(in crate::overlay) fn tend(&self, retired: &AtomicBool) -> Result<(), OpenError> {
         {
             let mut layers = held(&self.layers);
-            layers.0.retain(|(since, _)| since.elapsed() < GRACE);
+            layers.0.retain(|gone| gone.since.elapsed() < GRACE);
         }
         let mut passed = 0;
         loop {
@@ -151,6 +161,14 @@ impl Store {
         if way == Way::Down && self.situation().head.layers[at + 1].is_point {
             Note::read(&gone.dir)?.write(&self.files, &kept.dir)?;
         }
+        let data = match gone.is_empty() {
+            true => None,
+            false => {
+                let data = self.files.open_to_read(&gone.dir.join("data"))?;
+                flock(data.inner(), FlockOperation::LockShared)?;
+                Some(data)
+            }
+        };
         self.change_head(&mut self.situation(), |head| forget(head, at, way))
             .map_err(io::Error::other)?;
         let layer = match lower.is_empty() || upper.is_empty() {
@@ -158,7 +176,11 @@ impl Store {
             false => Arc::new(Frozen::merged(kept)),
         };
         self.disk.replace(self.disk.stack().merged(at, layer));
-        gone_layers.0.push((Instant::now(), gone.clone()));
+        gone_layers.0.push(Gone {
+            since: Instant::now(),
+            _layer: gone.clone(),
+            _data: data,
+        });
         if way == Way::Down
             && let Err(error) = self.punch_covered(kept, gone)
         {
@@ -272,10 +294,13 @@ fn is_sole(file: &File) -> io::Result<bool> {
     Ok(file.inner().metadata()?.nlink() == 1)
 }
 
-/// Does something to a file unless another overlay is linked to it; nobody
-/// links it meanwhile.
+/// Does something to a file unless another overlay is linked to it, was so of
+/// late, or is about to be; nobody links it meanwhile.
 fn while_sole<T>(file: &File, act: impl FnOnce() -> io::Result<T>) -> io::Result<Option<T>> {
-    flock(file.inner(), FlockOperation::LockExclusive)?;
+    match flock(file.inner(), FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        locked => locked?,
+    }
     let answer = match is_sole(file) {
         Ok(true) => act().map(Some),
         Ok(false) => Ok(None),

@@ -107,12 +107,9 @@ impl Store {
 
     /// The layers were rearranged: what they hold may be less.
     pub(super) fn recount(&self) -> Result<(), DiskError> {
-        let quota_bytes = self.room.quota_bytes();
-        if quota_bytes.is_none() {
-            return Ok(());
-        }
+        // Asked under the stripes: it may be set meanwhile.
         let _stripes = self.all_stripes();
-        self.count_anew(quota_bytes)
+        self.count_anew(self.room.quota_bytes())
     }
 }
 

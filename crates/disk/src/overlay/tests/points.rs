@@ -282,6 +282,37 @@ fn layers_that_others_stand_on_are_never_written() {
 }
 
 #[test]
+fn what_one_overlay_still_sends_from_a_layer_no_other_writes() {
+    let site = Site::quick();
+    let overlay = site.create(OverlayMode::Keep);
+    overlay.write(0, &[1; 4096]).unwrap();
+    overlay.point(note(1)).unwrap();
+    let (_, branch) = site.branch(1, OverlayMode::Keep);
+    let mut segments = Vec::new();
+    assert!(overlay.segments(0, 4096, &mut segments).unwrap());
+    // The source gives the layer up, so that the branch is alone with it.
+    overlay.write(8192, &[2; 4096]).unwrap();
+    overlay.point(note(2)).unwrap();
+    overlay.drop_points(&[PointId([1; 16])]).unwrap();
+    assert_eq!(site.points(), [2]);
+    branch.write(0, &[3; 4096]).unwrap();
+    branch.point(note(3)).unwrap();
+    branch.drop_points(&[PointId([1; 16])]).unwrap();
+    branch.tend().unwrap();
+    assert!(crate::files::gather(&segments).unwrap() == [1; 4096]);
+    assert_eq!(byte(&branch, 0), 3);
+    assert_eq!(byte(&overlay, 0), 1);
+    // Nobody sends from it any more.
+    drop(segments);
+    drop(overlay);
+    let layers = |overlay: &Overlay| overlay.store.disk.stack().frozen().len();
+    let before = layers(&branch);
+    branch.tend().unwrap();
+    assert_eq!((before, layers(&branch)), (2, 1));
+    assert_eq!(byte(&branch, 0), 3);
+}
+
+#[test]
 fn readers_and_writers_go_on_while_points_come_and_go() {
     let site = Site::quick();
     let overlay = Arc::new(site.create(OverlayMode::Keep));
