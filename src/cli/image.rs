@@ -277,7 +277,8 @@ async fn import(
 }
 
 fn is_url(text: &str) -> bool {
-    text.starts_with("http://") || text.starts_with("https://")
+    // Which of them can be fetched is for the server to say.
+    text.contains("://")
 }
 
 /// A file's path from the root, in letters the API can carry: the server has a

@@ -272,8 +272,24 @@ impl Inventory {
                 disk.name,
                 path.display()
             )),
-            other => unopened(other),
+            other => match unopened(other) {
+                Error::Conflict(words) => self.in_use(disk, words),
+                other => other,
+            },
         })
+    }
+
+    /// What it means that somebody has a disk open; `words` where nobody here
+    /// is known to.
+    fn in_use(&self, disk: &OwnDisk, words: String) -> Error {
+        let users = self.store.read(|facts| writers(facts, disk.id));
+        match users.unwrap_or_default().first() {
+            Some(user) => Error::Conflict(format!(
+                "disk {} is in use by {user}: shut that down or take the disk away there first",
+                disk.name
+            )),
+            None => Error::Conflict(words),
+        }
     }
 
     fn own_disk_opening(&self, disk: &OwnDisk, access: Access) -> Result<Opening> {
@@ -368,23 +384,23 @@ impl Inventory {
             size_bytes: geometry.size_bytes,
             logical_block_bytes: geometry.logical_block_bytes,
         };
-        self.make(new, format.kind(), Some(parent.id), &made)
+        self.make(new, format.kind(), Some(parent), &made)
     }
 
     fn make(
         &self,
         new: NewOwnDisk,
         kind: DiskKind,
-        parent: Option<Uuid>,
+        parent: Option<&OwnDisk>,
         made: &NewDisk,
     ) -> Result<OwnDisk> {
-        let disk = self.disks.draft(new, kind, parent);
+        let disk = self.disks.draft(new, kind, parent.map(|parent| parent.id));
         let path = self.disks.unfinished_path(disk.id);
         if let Err(error) = disk::create(&path, made) {
             self.disks.discard(disk.id);
             return Err(uncreated(error));
         }
-        self.disks.publish(&disk)?;
+        self.disks.publish(&disk, parent)?;
         Ok(disk)
     }
 
@@ -435,7 +451,7 @@ impl Inventory {
             )));
         }
         drop(opened);
-        self.disks.put_new(&disk)?;
+        self.disks.put_new(&disk, None)?;
         Ok(disk)
     }
 

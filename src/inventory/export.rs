@@ -7,12 +7,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use disk::{CopyError, Disk, DiskError, NewDisk, NewFormat, SharedDisk};
-use rustix::fs::{CWD, RenameFlags, ioctl_ficlone, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, ioctl_ficlone, renameat_with};
+use rustix::process::geteuid;
 use uuid::Uuid;
 
 use super::job::{Job, JobKind, Outcome, Progress};
@@ -231,11 +232,12 @@ impl Target {
         let failed =
             |e: io::Error| Error::Failed(format!("cannot write {}: {e}", self.path.display()));
         let owner = fs::metadata(&self.directory).map_err(failed)?;
-        fs::set_permissions(&self.unfinished, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let file = self.finished()?;
+        let mode = fs::Permissions::from_mode(0o600);
+        file.set_permissions(mode).map_err(failed)?;
         // Only root may; for anyone else the file is theirs already.
-        let _ = chown(&self.unfinished, Some(owner.uid()), Some(owner.gid()));
-        let synced = File::open(&self.unfinished).and_then(|file| file.sync_all());
-        synced.map_err(failed)?;
+        let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+        file.sync_all().map_err(failed)?;
         match self.existing {
             Existing::IsReplaced => fs::rename(&self.unfinished, &self.path).map_err(failed)?,
             Existing::Stays => self.rename_to_new().map_err(|e| match e.kind() {
@@ -244,6 +246,29 @@ impl Target {
             })?,
         }
         sync_directory(&self.directory).map_err(failed)
+    }
+
+    /// The file that was written. Whoever owns the directory may have put
+    /// another into its place, or a link to one that is not theirs: that is
+    /// never given to them.
+    fn finished(&self) -> Result<File> {
+        let path = self.unfinished.display();
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = File::options()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(&self.unfinished)
+            .map_err(|e| Error::Failed(format!("cannot finish {path}: {e}")))?;
+        let found = file
+            .metadata()
+            .map_err(|e| Error::Failed(format!("cannot finish {path}: {e}")))?;
+        if !found.is_file() || found.nlink() != 1 || found.uid() != geteuid().as_raw() {
+            return Err(Error::Conflict(format!(
+                "{path} is not the file that was written: export to a directory where nobody \
+                 else writes"
+            )));
+        }
+        Ok(file)
     }
 
     /// Fails when the name has been taken meanwhile.

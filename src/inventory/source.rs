@@ -1,6 +1,7 @@
 //! What is imported: a file of any format, a block device, or what came in as
 //! a stream ([`Spool`]).
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -71,7 +72,8 @@ impl Source {
                 "{shown} is neither a file nor a block device: import a disk image"
             )));
         }
-        let format = disk::probe::probe(path).map_err(|e| Error::Invalid(e.to_string()))?;
+        let refused = |e: &dyn Display| Error::Invalid(named(e, path, &shown));
+        let format = disk::probe::probe(path).map_err(|e| refused(&e))?;
         let (content, size_bytes) = match format {
             Format::Raw | Format::Iso9660 => {
                 let file = File::open(path).map_err(unread)?;
@@ -83,7 +85,7 @@ impl Source {
                     format: Some(other),
                     ..Opening::new(Access::ReadOnly)
                 };
-                let disk = disk::open(path, &opening).map_err(|e| Error::Invalid(e.to_string()))?;
+                let disk = disk::open(path, &opening).map_err(|e| refused(&e))?;
                 let geometry = disk.geometry();
                 if geometry.logical_block_bytes != LOGICAL_BLOCK_BYTES {
                     return Err(Error::Invalid(format!(
@@ -212,6 +214,13 @@ impl Source {
             }
         }
     }
+}
+
+/// What is wrong with a source, in words that name it as people know it.
+pub(super) fn named(error: &dyn Display, path: &Path, shown: &str) -> String {
+    error
+        .to_string()
+        .replace(&path.display().to_string(), shown)
 }
 
 /// The hole of a source that was found last.

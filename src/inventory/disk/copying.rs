@@ -17,6 +17,7 @@ use super::{
 };
 use crate::inventory::import::{Origin, fetch};
 use crate::inventory::job::{Job, JobKind, Outcome, Progress};
+use crate::inventory::source::named;
 use crate::inventory::spool::Spool;
 use crate::inventory::{Error, Export, Inventory, Result};
 
@@ -92,7 +93,7 @@ impl Inventory {
                 disks.discard(disk.id);
                 return Err(error);
             }
-            disks.publish(&disk)?;
+            disks.publish(&disk, None)?;
             Ok(Outcome::Disk(disk))
         })
     }
@@ -164,23 +165,37 @@ struct Source {
 impl Source {
     /// A disk file of any format, or a block device.
     fn open(path: &Path) -> Result<Source> {
-        super::files::require_disk(path)?;
-        let disk = disk::open(path, &Opening::new(Access::ReadOnly)).map_err(unopened)?;
-        if disk.geometry().size_bytes == 0 {
-            return Err(Error::Invalid(
-                "it is empty: there is no disk in it".to_owned(),
-            ));
-        }
-        Ok(Source::of(disk))
+        Source::open_as(path, &path.display().to_string())
     }
 
     /// What has come in as a stream.
     fn spooled(spool: Spool) -> Result<Source> {
-        let source = Source::open(spool.path())?;
+        let source = Source::open_as(spool.path(), spool.shown())?;
         Ok(Source {
             _spool: Some(spool),
             ..source
         })
+    }
+
+    /// `shown` is what people know it as.
+    fn open_as(path: &Path, shown: &str) -> Result<Source> {
+        super::files::require_disk(path)?;
+        let opened = disk::open(path, &Opening::new(Access::ReadOnly));
+        let disk = opened.map_err(|error| {
+            let words = named(&error, path, shown);
+            match unopened(error) {
+                Error::Conflict(_) => Error::Conflict(words),
+                Error::NotFound(_) => Error::NotFound(words),
+                Error::Invalid(_) => Error::Invalid(words),
+                _ => Error::Failed(words),
+            }
+        })?;
+        if disk.geometry().size_bytes == 0 {
+            return Err(Error::Invalid(format!(
+                "{shown} is empty: there is no disk in it"
+            )));
+        }
+        Ok(Source::of(disk))
     }
 
     fn of(disk: SharedDisk) -> Source {

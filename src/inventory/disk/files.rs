@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use rustix::fs::{FlockOperation, OFlags, SeekFrom, flock, seek};
 use uuid::Uuid;
 
-use super::{DiskKind, NewOwnDisk, OwnDisk, require_new, require_unused};
+use super::{DiskKind, NewOwnDisk, OwnDisk, has_child, require_new, require_unused};
 use crate::inventory::store::{Store, Survives};
 use crate::inventory::{Error, Result, held, now, sync_directory};
 
@@ -97,16 +97,20 @@ impl Disks {
         }
     }
 
-    /// Puts a new disk down, durably.
-    pub(super) fn put_new(&self, disk: &OwnDisk) -> Result<()> {
+    /// Puts a new disk down, durably; above `parent` as it was found.
+    pub(super) fn put_new(&self, disk: &OwnDisk, parent: Option<&OwnDisk>) -> Result<()> {
         self.store.write(Survives::Power, |facts| {
             require_new(facts, &disk.name)?;
-            if let Some(parent) = disk.parent
-                && let Some(writer) = super::writers(facts, parent)?.first()
-            {
-                return Err(Error::Conflict(format!(
-                    "{writer} has begun to write the parent"
-                )));
+            if let Some(parent) = parent {
+                if facts.disk(parent.id)?.as_ref() != Some(parent) {
+                    return Err(changed(parent));
+                }
+                if let Some(writer) = super::writers(facts, parent.id)?.first() {
+                    return Err(Error::Conflict(format!(
+                        "{writer} has begun to write {}: take it away there first",
+                        parent.name
+                    )));
+                }
             }
             facts.put_disk(disk)
         })
@@ -114,10 +118,10 @@ impl Disks {
 
     /// Gives a finished file its name, with the fact that goes with it; refused,
     /// the file goes.
-    pub(super) fn publish(&self, disk: &OwnDisk) -> Result<()> {
+    pub(super) fn publish(&self, disk: &OwnDisk, parent: Option<&OwnDisk>) -> Result<()> {
         let put = self
             .require_free_name(disk)
-            .and_then(|()| self.put_new(disk));
+            .and_then(|()| self.put_new(disk, parent));
         if put.is_err() {
             self.discard(disk.id);
         }
@@ -219,10 +223,11 @@ impl Disks {
             .map_err(failed)?;
         let switched = self.store.write(Survives::Power, |facts| {
             if facts.disk(old.id)?.as_ref() != Some(old) {
-                return Err(Error::Conflict(format!(
-                    "disk {} has been changed meanwhile",
-                    old.name
-                )));
+                return Err(changed(old));
+            }
+            // It would not find what it stands on any more.
+            if let Some(above) = facts.disks_above(old.id)?.first() {
+                return Err(has_child(old, above));
             }
             facts.put_disk(new)
         });
@@ -319,6 +324,13 @@ impl Disks {
 pub(crate) fn stored_bytes(path: &Path) -> Option<u64> {
     let found = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     Some(found.blocks() * 512)
+}
+
+fn changed(disk: &OwnDisk) -> Error {
+    Error::Conflict(format!(
+        "disk {} has been changed meanwhile: try again",
+        disk.name
+    ))
 }
 
 /// The name of a disk's file here.

@@ -292,6 +292,16 @@ fn a_disk_in_use_is_neither_cloned_nor_converted() {
     assert!(site.clone_own_disk(&disk, named("copy")).is_err());
     assert!(site.convert_own_disk(&disk, DiskFormat::Vhd).is_err());
     assert_eq!(site.names_in_disks(), ["win.raw"]);
+    // Where it is known who has it open, that is said.
+    let pc = site.new_machine("pc1", 1);
+    site.assign_disk(&pc, &disk).unwrap();
+    for refusal in [
+        site.clone_own_disk(&disk, named("copy")).unwrap_err(),
+        site.convert_own_disk(&disk, DiskFormat::Vhd).unwrap_err(),
+        site.resize_own_disk(&disk, 2 * GIB).unwrap_err(),
+    ] {
+        assert!(refusal.to_string().contains("machine pc1"), "{refusal}");
+    }
 }
 
 #[test]
@@ -368,6 +378,45 @@ fn a_child_keeps_its_parent_from_being_written_and_removed() {
 }
 
 #[test]
+fn a_disk_that_another_came_to_stand_on_is_not_converted_any_more() {
+    let site = Site::new();
+    let disk = written(&site, "base");
+    let base = made(&site, site.convert_own_disk(&disk, DiskFormat::Vhd)).unwrap();
+    // The end of a conversion that had begun before the child was made.
+    let converted = OwnDisk {
+        file: "base.raw".into(),
+        kind: DiskKind::Raw,
+        ..base.clone()
+    };
+    fs::write(site.disks.unfinished_path(base.id), "converted").unwrap();
+    let child = site
+        .create_own_disk_above(named("child"), None, &base)
+        .unwrap();
+    let refusal = site.disks.switch(&base, &converted).unwrap_err();
+    assert!(refusal.to_string().contains("child stands on"), "{refusal}");
+    assert_eq!(site.names_in_disks(), ["base.vhd", "child.vhd"]);
+    holds_what_was_written(&site, &child);
+}
+
+#[test]
+fn nothing_comes_to_stand_on_a_disk_that_was_converted_meanwhile() {
+    let site = Site::new();
+    let disk = written(&site, "base");
+    let base = made(&site, site.convert_own_disk(&disk, DiskFormat::Vhd)).unwrap();
+    let child = site
+        .disks
+        .draft(named("child"), DiskKind::Vhd, Some(base.id));
+    fs::write(site.disks.unfinished_path(child.id), "child").unwrap();
+    made(&site, site.convert_own_disk(&base, DiskFormat::Raw)).unwrap();
+    let refusal = site.disks.publish(&child, Some(&base)).unwrap_err();
+    assert!(
+        refusal.to_string().contains("changed meanwhile"),
+        "{refusal}"
+    );
+    assert_eq!(site.names_in_disks(), ["base.raw"]);
+}
+
+#[test]
 fn a_disk_grows_and_never_shrinks() {
     let site = Site::new();
     let disk = written(&site, "win");
@@ -404,4 +453,22 @@ fn a_stream_becomes_a_disk() {
     assert!(seen == vec![7; 1 << 20]);
     let left = fs::read_dir(site.data_path().join("images")).unwrap();
     assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_stream_that_is_no_disk_is_refused_by_the_name_people_know() {
+    let site = Site::new();
+    for (bytes, what) in [(&b"vhdxfile"[..], "header"), (b"", "empty"), (b"x", "512")] {
+        let mut spool = site.spool("standard input").unwrap();
+        spool.write(bytes).unwrap();
+        spool.finish().unwrap();
+        let origin = Origin::Stream(spool);
+        let import = site.import_own_disk(named("new"), DiskFormat::Raw, origin);
+        let refusal = import.unwrap_err().to_string();
+        assert!(
+            refusal.contains("standard input") && refusal.contains(what),
+            "{refusal}"
+        );
+        assert!(!refusal.contains(".tmp"), "{refusal}");
+    }
 }

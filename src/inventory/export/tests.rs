@@ -122,6 +122,32 @@ fn a_name_taken_meanwhile_is_not_written_over() {
 }
 
 #[test]
+fn a_link_put_in_place_of_the_file_gives_nothing_away() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let site = Site::new();
+    let victim = site.directory().join("victim");
+    fs::write(&victim, "precious").unwrap();
+    fs::set_permissions(&victim, fs::Permissions::from_mode(0o640)).unwrap();
+    let make: [fn(&Path, &Path) -> io::Result<()>; 2] = [
+        |victim, link| symlink(victim, link),
+        |victim, link| fs::hard_link(victim, link),
+    ];
+    for make in make {
+        let path = site.directory().join("a.raw");
+        let target = Target::check(site.data(), to(path.clone())).unwrap();
+        make(&victim, &target.unfinished).unwrap();
+        let refusal = target.publish().unwrap_err();
+        assert_eq!(
+            fs::metadata(&victim).unwrap().mode() & 0o777,
+            0o640,
+            "{refusal}"
+        );
+        assert!(path.symlink_metadata().is_err());
+        fs::remove_file(&target.unfinished).unwrap();
+    }
+}
+
+#[test]
 fn a_target_that_cannot_be_is_refused_at_once() {
     let site = Site::new();
     let (meant, _) = image(&site);
