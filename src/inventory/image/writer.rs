@@ -140,6 +140,12 @@ impl VersionWriter {
                 self.subject,
                 self.size_bytes.div_ceil(1 << 20)
             )),
+            ErrorKind::FileTooLarge => Error::Invalid(format!(
+                "{} needs a file of {} GiB, and the file system of the data directory has none so \
+                 large (ext4: 16 TiB): keep the data on XFS",
+                self.subject,
+                self.size_bytes.div_ceil(1 << 30)
+            )),
             _ => Error::Failed(format!("cannot write {}: {error}", self.path.display())),
         }
     }
@@ -169,4 +175,24 @@ pub(in crate::inventory) fn write_sparse(
         at += run + HOLE_BYTES;
     }
     Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_too_large_for_the_file_system_is_refused_with_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = File::create_new(directory.path().join("disk.raw")).unwrap();
+        let subject = "the import of huge.qcow2".to_owned();
+        let writer = VersionWriter::new(disk, directory.path(), 512, subject).unwrap();
+        let refusal = writer.unwritten(ErrorKind::FileTooLarge.into());
+        assert!(matches!(refusal, Error::Invalid(_)), "{refusal}");
+        let words = refusal.to_string();
+        assert!(
+            words.contains("huge.qcow2") && words.contains("XFS"),
+            "{words}"
+        );
+    }
 }
