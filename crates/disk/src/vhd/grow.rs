@@ -8,10 +8,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::blocks::{ABSENT, Blocks, MAX_ENTRIES};
-use super::footer::{Chs, Footer, MAX_SIZE_BYTES, SECTOR_BYTES};
+use super::differences::SHADOW_HEAD_BYTES;
+use super::footer::{Chs, FOOTER_BYTES, Footer, MAX_SIZE_BYTES, SECTOR_BYTES};
 use super::header::{HEADER_BYTES, Header};
 use super::open::open_on;
-use super::{Fault, Vhd};
+use super::{Fault, Place, Vhd};
 use crate::files::Files;
 use crate::health::trouble;
 use crate::{Access, OpenError, Opening};
@@ -99,6 +100,7 @@ impl Vhd {
     /// The table first, then the size: in the footer at the end, then in its
     /// copy.
     fn grow_blocks(&self, blocks: &Blocks, footer: &Footer) -> Result<(), OpenError> {
+        self.clear_tail(blocks)?;
         let entries = footer.current_bytes.div_ceil(blocks.block_bytes);
         let footer_at = self.grow_table(blocks, entries)?;
         for at in [footer_at, 0] {
@@ -106,6 +108,43 @@ impl Vhd {
             self.sync()?;
         }
         Ok(())
+    }
+
+    /// Makes zeros of what lies behind the end of the disk in its last block.
+    fn clear_tail(&self, blocks: &Blocks) -> Result<(), OpenError> {
+        let used = self.geometry.size_bytes % blocks.block_bytes;
+        let last = self.geometry.size_bytes - used;
+        let Place::Stored(data) = blocks.place(last) else {
+            return Ok(());
+        };
+        let (start, end) = (data + used, data + blocks.block_bytes);
+        let places = blocks.bat.iter().map(|entry| entry.load(Ordering::Relaxed));
+        let mut places = places.map(|sector| u64::from(sector) * SECTOR_BYTES);
+        let table_end = blocks.bat_offset + 4 * blocks.bat.len() as u64;
+        let header_end = self.footer.data_offset + HEADER_BYTES as u64;
+        // Only of the part that the disk has is it known to be nobody else's.
+        if places.any(|at| (start..end).contains(&at))
+            || start < table_end && blocks.bat_offset < end
+            || start < header_end && self.footer.data_offset < end
+        {
+            let advice = format!(
+                "{} cannot grow: something else lies in the part of its last block behind the \
+                 end of the disk: make it new (`diskless disk convert`)",
+                self.path.display()
+            );
+            return Err(OpenError::Foreign { advice });
+        }
+        let mut tail = blocks.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if end > tail.footer_at {
+            // The block is longer than the file: the footer goes behind it.
+            let footer_at = end.next_multiple_of(SECTOR_BYTES);
+            self.write_stored(&self.footer.emit(), footer_at)?;
+            self.sync()?;
+            tail.footer_at = footer_at;
+            tail.file_end = footer_at + FOOTER_BYTES as u64;
+        }
+        self.zero_stored(start, end - start)?;
+        Ok(self.sync()?)
     }
 
     /// Makes the table longer: where it is, if nothing lies behind it, or at
@@ -120,9 +159,12 @@ impl Vhd {
         let old_entries = blocks.bat.len() as u64;
         let behind = |at: &u64| *at >= header.bat_offset + 4 * old_entries;
         let starts = blocks.bat.iter().map(|entry| entry.load(Ordering::Relaxed));
-        let leads = starts
-            .filter(|&sector| sector != ABSENT)
-            .map(|sector| (u64::from(sector) * SECTOR_BYTES).saturating_sub(blocks.lead_bytes()));
+        // With its shadow, where there is room for one behind the table.
+        let leads = starts.filter(|&sector| sector != ABSENT).map(|sector| {
+            let start = u64::from(sector) * SECTOR_BYTES;
+            let lead = start.saturating_sub(SHADOW_HEAD_BYTES + blocks.bitmap_bytes);
+            if behind(&lead) { lead } else { start }
+        });
         let locators = header.locators.iter().filter(|l| l.length_bytes > 0);
         let next = leads
             .chain(locators.map(|locator| locator.offset))

@@ -47,6 +47,37 @@ fn what_a_disk_holds_stays_and_what_is_new_is_zeros() {
     }
 }
 
+/// Others write behind the end of a disk whose size is no multiple of a block,
+/// or end the file right there.
+#[test]
+fn what_lies_behind_the_disk_in_its_last_block_does_not_show() {
+    for is_short in [false, true] {
+        let kinds = Kinds::of(NewFormat::VhdDynamic);
+        let disk = kinds.fresh();
+        disk.write(SIZE_BYTES - 512, &[2; 512]).unwrap();
+        let model = contents(&*disk);
+        drop(disk);
+        let mut bytes = fs::read(kinds.path()).unwrap();
+        let sector = u32::from_be_bytes(bytes[1536 + 4 * 4..][..4].try_into().unwrap());
+        let behind = usize::try_from(sector).unwrap() * 512 + 512 + (1 << 20) + 512 * 3;
+        bytes[behind..][..8192].fill(7);
+        if is_short {
+            let footer = bytes[..FOOTER_BYTES].to_vec();
+            bytes.truncate(behind);
+            bytes.extend(footer);
+        }
+        fs::write(kinds.path(), bytes).unwrap();
+        grown(&kinds.path(), 12 << 20).unwrap();
+        let disk = kinds.again(Access::ReadWrite);
+        let seen = contents(&*disk);
+        assert!(seen[..model.len()] == model);
+        assert!(seen[model.len()..].iter().all(|&b| b == 0), "{is_short}");
+        disk.write((10 << 20) - 512, &[3; 1024]).unwrap();
+        drop(disk);
+        assert_eq!(contents(&*kinds.again(Access::ReadOnly))[(10 << 20) - 1], 3);
+    }
+}
+
 /// One that goes by the geometry would not see the new size.
 #[test]
 fn a_disk_of_qemus_has_the_size_that_was_asked_for() {

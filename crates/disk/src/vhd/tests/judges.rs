@@ -33,6 +33,27 @@ fn scribble(disk: &dyn Disk) {
     disk.flush().unwrap();
 }
 
+/// Its first block begins right behind the table.
+#[test]
+fn a_dynamic_disk_of_qemus_keeps_its_first_block_when_it_grows() {
+    if !qemu_is_here() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qemu.vhd");
+    let shown = path.to_str().unwrap();
+    let options = "subformat=dynamic,force_size=on";
+    let create = ["create", "-f", "vpc", "-o", options, shown, "16M"];
+    run("qemu-img", &create);
+    run("qemu-io", &["-f", "vpc", "-c", "write -P 0x5a 0 4M", shown]);
+    let before = contents(&opened(&path, Access::ReadOnly).unwrap());
+    crate::grow(&path, &Opening::new(Access::ReadWrite), 1 << 30).unwrap();
+    let disk = opened(&path, Access::ReadOnly).unwrap();
+    let mut after = vec![0; before.len()];
+    disk.read(0, &mut after).unwrap();
+    assert!(after == before);
+}
+
 #[test]
 fn qemu_reads_what_we_write() {
     if !qemu_is_here() {
