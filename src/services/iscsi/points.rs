@@ -55,17 +55,19 @@ impl MachineDisks {
             let points = disk::Overlay::points(&directory)?;
             let newest = points.iter().map(|point| point.note.created).max();
             let due = newest.is_none_or(|newest| now >= newest + POINT_SECONDS);
+            let mut made = Ok(());
             if due && overlay.has_changed() {
                 let mut note = note("", true)?;
                 note.created = now;
-                overlay.point(note)?;
-                tracing::debug!(target_name = open.target.name, "restore point");
+                made = overlay.point(note).map(drop);
+                tracing::debug!(target_name = open.target.name, ?made, "restore point");
             }
+            // Also when there were too many: the next one finds room then.
             let given_up = thinning(&disk::Overlay::points(&directory)?, now);
             if !given_up.is_empty() {
                 overlay.drop_points(&given_up)?;
             }
-            Ok(())
+            Ok(made?)
         };
         if let Err(error) = kept() {
             tracing::warn!(overlay = %fact.uuid, %error, "keeping restore points by the calendar");
@@ -147,6 +149,23 @@ mod tests {
         lab.disks().keep_points(true, NOON + 7800);
         assert_eq!(points(&lab, &pc), [NOON, NOON + 7800]);
         assert_eq!((read(&session, 3), read(&session, 4)), (8, 9));
+    }
+
+    #[test]
+    fn a_calendar_makes_room_where_there_are_as_many_points_as_can_be() {
+        let (lab, pc) = lab(OverlayMode::Keep);
+        let (_, session) = lab.boot(&pc);
+        for minutes in [0, 10, 20] {
+            write(&session, 3, 7);
+            lab.disks().keep_points(true, NOON + minutes * 60);
+        }
+        lab.disks().with_overlay(&fact(&lab, &pc), &mut |open| {
+            while open.unwrap().point(note("", false).unwrap()).is_ok() {}
+        });
+        write(&session, 3, 8);
+        lab.disks().keep_points(true, NOON + 7800);
+        lab.disks().keep_points(true, NOON + 7860);
+        assert_eq!(points(&lab, &pc), [NOON, NOON + 7860]);
     }
 
     #[test]
