@@ -79,6 +79,10 @@ pub(crate) trait Live: Send + Sync + 'static {
         work: &mut dyn FnMut(Option<&disk::Overlay>),
     );
 
+    /// Whether nobody waits for an overlay that somebody with much time has in
+    /// hand; merging layers gives way to a login.
+    fn is_nobody_waiting(&self) -> bool;
+
     /// Ends a machine's sessions and closes its disk, also one that stays open
     /// for a while after the last session; does `work`, once, before anyone
     /// can open it again.

@@ -168,7 +168,9 @@ pub(super) async fn remove(
             )));
         }
         with(api, &overlay, |open| {
-            open.drop_points(&[id]).map_err(unopened)
+            open.forget_points(&[id])
+                .and_then(|()| open.tend_while(&|| api.live.is_nobody_waiting()))
+                .map_err(unopened)
         })?;
         record(
             api,

@@ -68,6 +68,10 @@ impl Live for Fake {
         Ok(())
     }
 
+    fn is_nobody_waiting(&self) -> bool {
+        true
+    }
+
     fn with_overlay(
         &self,
         _overlay: &crate::inventory::Overlay,

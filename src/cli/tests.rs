@@ -64,6 +64,10 @@ impl Live for Nothing {
         Ok(())
     }
 
+    fn is_nobody_waiting(&self) -> bool {
+        true
+    }
+
     fn with_overlay(
         &self,
         _overlay: &crate::inventory::Overlay,

@@ -89,6 +89,10 @@ impl Live for LiveFacts {
         self.disks.release_own_disk(disk)
     }
 
+    fn is_nobody_waiting(&self) -> bool {
+        self.disks.is_nobody_waiting()
+    }
+
     fn with_overlay(
         &self,
         overlay: &inventory::Overlay,

@@ -16,6 +16,7 @@
 //! lock is, so that one machine's slow disk holds up nobody else.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -71,8 +72,26 @@ pub(crate) struct MachineDisks {
     site: Arc<Site>,
     sessions: OnceLock<Sessions>,
     slots: Mutex<HashMap<Uuid, Arc<Mutex<Slot>>>>,
+    /// How many wait for a slot: whoever merges layers meanwhile gives way.
+    waiting: AtomicUsize,
     overlays: Overlays,
     own: OwnDisks,
+}
+
+/// One who waits for a slot.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Waiting<'_> {
+    fn new(count: &AtomicUsize) -> Waiting<'_> {
+        count.fetch_add(1, Ordering::Relaxed);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A machine's place for its open disk.
@@ -203,6 +222,7 @@ impl MachineDisks {
             site,
             sessions: OnceLock::new(),
             slots: Mutex::default(),
+            waiting: AtomicUsize::new(0),
         }
     }
 
@@ -264,14 +284,17 @@ impl MachineDisks {
     /// Whether a machine has sessions now.
     pub(crate) fn is_in_use(&self, machine: Uuid) -> bool {
         let slot = lock(&self.slots).get(&machine).cloned();
-        slot.is_some_and(|slot| lock(&slot).open.as_ref().is_some_and(OpenDisk::is_in_use))
+        slot.is_some_and(|slot| {
+            let slot = self.wait_for(&slot);
+            slot.open.as_ref().is_some_and(OpenDisk::is_in_use)
+        })
     }
 
     /// Ends a machine's sessions, closes its disk, and does `work` before
     /// anyone can open it again.
     pub(crate) fn while_closed(&self, machine: &Machine, work: &mut dyn FnMut()) {
         let slot = self.slot(machine.id);
-        let mut slot = lock(&slot);
+        let mut slot = self.wait_for(&slot);
         self.end_sessions(machine, slot.open.as_ref(), None);
         if let Some(open) = slot.open.take() {
             if let Err(error) = open.wait_until_free() {
@@ -290,7 +313,7 @@ impl MachineDisks {
         work: &mut dyn FnMut(Option<&disk::Overlay>),
     ) {
         let slot = self.slot(fact.machine);
-        let slot = lock(&slot);
+        let slot = self.wait_for(&slot);
         match slot.open.as_ref().map(|open| &open.medium) {
             Some(Medium::Overlay { fact: its, overlay }) if its.uuid == fact.uuid => {
                 work(Some(overlay));
@@ -323,6 +346,31 @@ impl MachineDisks {
         Ok(())
     }
 
+    /// Locks a slot, unless somebody else is at it for too long.
+    fn lock_in_turn<'a>(&self, slot: &'a Mutex<Slot>) -> Option<MutexGuard<'a, Slot>> {
+        let _waiting = Waiting::new(&self.waiting);
+        let deadline = Instant::now() + TURN;
+        loop {
+            match slot.try_lock() {
+                Ok(slot) => return Some(slot),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
+    /// Locks a slot, however long somebody else is at it.
+    fn wait_for<'a>(&self, slot: &'a Mutex<Slot>) -> MutexGuard<'a, Slot> {
+        let _waiting = Waiting::new(&self.waiting);
+        lock(slot)
+    }
+
+    /// Whether nobody waits for what a thread with much time has in hand.
+    pub(crate) fn is_nobody_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0
+    }
+
     fn slot(&self, machine: Uuid) -> Arc<Mutex<Slot>> {
         Arc::clone(lock(&self.slots).entry(machine).or_default())
     }
@@ -348,7 +396,7 @@ impl MachineDisks {
             .ok_or(LoginRefusal::AuthenticationFailure)?;
         let (machine, _) = self.who(login, chap_name)?;
         let slot = self.slot(machine.id);
-        let Some(mut slot) = lock_in_turn(&slot) else {
+        let Some(mut slot) = self.lock_in_turn(&slot) else {
             return Err(LoginRefusal::ServiceUnavailable);
         };
         // Asked again under the lock: another login may have switched, and an
@@ -644,19 +692,6 @@ fn initiator_kind(login: &Login) -> &'static str {
         [0x00, 0x02, 0x3d, ..] => "the operating system (Linux)",
         [0x40, 0x00, 0x01, 0x37, ..] => "the operating system (Windows)",
         _ => "an initiator",
-    }
-}
-
-/// Locks a slot, unless somebody else is at it for too long.
-fn lock_in_turn(slot: &Mutex<Slot>) -> Option<MutexGuard<'_, Slot>> {
-    let deadline = Instant::now() + TURN;
-    loop {
-        match slot.try_lock() {
-            Ok(slot) => return Some(slot),
-            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
-            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
-        }
     }
 }
 

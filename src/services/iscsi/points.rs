@@ -43,7 +43,7 @@ impl MachineDisks {
             if by_calendar && running && !is_short {
                 self.keep_calendar(open, &fact, &overlay, now);
             }
-            if let Err(error) = overlay.tend() {
+            if let Err(error) = overlay.tend_while(&|| self.is_nobody_waiting()) {
                 tracing::warn!(overlay = %fact.uuid, %error, "looking after an overlay");
             }
         }
@@ -65,7 +65,7 @@ impl MachineDisks {
             // Also when there were too many: the next one finds room then.
             let given_up = thinning(&disk::Overlay::points(&directory)?, now);
             if !given_up.is_empty() {
-                overlay.drop_points(&given_up)?;
+                overlay.forget_points(&given_up)?;
             }
             Ok(made?)
         };

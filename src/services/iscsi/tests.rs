@@ -309,6 +309,25 @@ fn a_machine_whose_disk_is_being_opened_holds_up_no_other() {
     ));
 }
 
+#[test]
+fn who_merges_layers_hears_that_a_login_waits() {
+    let (lab, pc) = lab(Reset);
+    let slot = lab.disks().slot(pc.id);
+    let merging = lock(&slot);
+    assert!(lab.disks().is_nobody_waiting());
+    let script = lab.fetch(&pc);
+    std::thread::scope(|scope| {
+        let login = scope.spawn(|| lab.log_in(&script).map(|_| ()));
+        while lab.disks().is_nobody_waiting() {
+            assert!(!login.is_finished(), "it did not wait");
+            std::thread::yield_now();
+        }
+        drop(merging);
+        assert!(login.join().is_ok_and(|answer| answer.is_ok()));
+    });
+    assert!(lab.disks().is_nobody_waiting());
+}
+
 /// Switches the overlay as a program does that then dies before it notes so in
 /// the store.
 fn cut_short(lab: &Lab, pc: &Machine, image: &Image, mode: OverlayMode, generation: u64) {

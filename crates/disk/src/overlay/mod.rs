@@ -238,7 +238,15 @@ impl Overlay {
     /// Points that are gone already are passed over. Layers that another
     /// overlay stands on too stay as they are.
     pub fn drop_points(&self, points: &[PointId]) -> Result<(), OpenError> {
-        self.store.drop_points(&self.retired, points)
+        self.forget_points(points)?;
+        self.tend()
+    }
+
+    /// The first half of [`drop_points`](Self::drop_points), which is quick:
+    /// nobody can go back to them any more. Their layers stay until
+    /// [`tend`](Self::tend) merges them.
+    pub fn forget_points(&self, points: &[PointId]) -> Result<(), OpenError> {
+        self.store.forget_points(&self.retired, points)
     }
 
     /// Sets the most its layers may hold, or nothing of the kind; kept in its
@@ -266,7 +274,13 @@ impl Overlay {
     /// background thread, after restore points came or went. Ends soon, with
     /// an error, when the overlay is closed meanwhile.
     pub fn tend(&self) -> Result<(), OpenError> {
-        self.store.tend(&self.retired)
+        self.tend_while(&|| true)
+    }
+
+    /// The same as long as `go_on` says so; it is asked before each piece that
+    /// is copied, of at most 1 MiB, and a sync comes between 64 MiB of them.
+    pub fn tend_while(&self, go_on: &dyn Fn() -> bool) -> Result<(), OpenError> {
+        self.store.tend(&self.retired, go_on)
     }
 
     /// Makes in `dir` a new overlay that begins where the overlay in `source`

@@ -38,9 +38,22 @@ use crate::{DiskError, OpenError};
 /// What is copied before it is looked again whether the file is shared.
 const COPY_BLOCKS: u64 = 256;
 
+/// Copied, at most, between two syncs: the last one is short then, and whoever
+/// stops a merge or flushes beside it waits for no more than this.
+const SYNC_BYTES: usize = 64 << 20;
+
 /// How long the mapping of a layer that is no more stays, for who was told to
 /// send from it: far longer than any send may take.
 const GRACE: Duration = Duration::from_secs(600);
+
+/// A merge was told to stop; what it copied is copied again.
+#[derive(Debug, thiserror::Error)]
+#[error("told to stop")]
+struct Stopped;
+
+fn is_stopped(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Stopped>())
+}
 
 /// Layers that are no more.
 #[derive(Default)]
@@ -63,7 +76,7 @@ enum Way {
 }
 
 impl Store {
-    pub(in crate::overlay) fn drop_points(
+    pub(in crate::overlay) fn forget_points(
         &self,
         retired: &AtomicBool,
         points: &[PointId],
@@ -94,10 +107,16 @@ impl Store {
                 self.freeze(retired, None)?;
             }
         }
-        self.tend(retired)
+        Ok(())
     }
 
-    pub(in crate::overlay) fn tend(&self, retired: &AtomicBool) -> Result<(), OpenError> {
+    /// Seals and merges until there is nothing left to do, or `go_on` says no:
+    /// it is asked before each piece that is copied.
+    pub(in crate::overlay) fn tend(
+        &self,
+        retired: &AtomicBool,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<(), OpenError> {
         {
             let mut layers = held(&self.layers);
             layers.0.retain(|gone| gone.since.elapsed() < GRACE);
@@ -108,6 +127,9 @@ impl Store {
             let mut layers = held(&self.layers);
             check_retired(retired)?;
             self.health.check()?;
+            if !go_on() {
+                return Ok(());
+            }
             let stack = self.disk.stack();
             let frozen: Vec<_> = stack.frozen().cloned().collect();
             if self.mode == OverlayMode::Keep
@@ -121,12 +143,13 @@ impl Store {
             let Some(lower) = next else {
                 return Ok(());
             };
-            match self.merge(retired, &mut layers, lower, &frozen) {
+            match self.merge(retired, go_on, &mut layers, lower, &frozen) {
                 Ok(true) => {
                     passed = lower;
                     self.recount()?;
                 }
                 Ok(false) => passed = lower + 1,
+                Err(error) if is_stopped(&error) => return Ok(()),
                 Err(error) => return Err(self.unmerged("merging", error).into()),
             }
         }
@@ -140,6 +163,7 @@ impl Store {
     fn merge(
         &self,
         retired: &AtomicBool,
+        go_on: &dyn Fn() -> bool,
         gone_layers: &mut Retired,
         at: usize,
         frozen: &[Arc<Frozen>],
@@ -149,7 +173,7 @@ impl Store {
         let way = match (lower.is_empty(), upper.is_empty()) {
             (true, _) => Way::Up,
             (false, true) => Way::Down,
-            (false, false) => match self.copy_data(retired, lower, upper)? {
+            (false, false) => match self.copy_data(retired, go_on, lower, upper)? {
                 Some(way) => way,
                 None => return Ok(false),
             },
@@ -199,6 +223,7 @@ impl Store {
     fn copy_data(
         &self,
         retired: &AtomicBool,
+        go_on: &dyn Fn() -> bool,
         lower: &Frozen,
         upper: &Frozen,
     ) -> io::Result<Option<Way>> {
@@ -215,7 +240,15 @@ impl Store {
             Way::Down => (upper.data()?, lower_file, lower),
             Way::Up => (lower.data()?, upper_file, upper),
         };
-        let mut piece = Vec::new();
+        let sync = || {
+            to.sync_data().map_err(|error| {
+                let failed = self
+                    .health
+                    .sync_failed(self.context("merging layers of"), error);
+                io::Error::other(failed)
+            })
+        };
+        let (mut piece, mut unsynced_bytes) = (Vec::new(), 0);
         for page in 0..lower.block_count.div_ceil(PAGE_BLOCKS) {
             let (below, above) = (lower.page(page)?, upper.page(page)?);
             let wanted = |at| {
@@ -230,6 +263,9 @@ impl Store {
             for blocks in runs(page, lower.block_count, wanted)? {
                 // Whoever closes the overlay does not wait for gigabytes.
                 check_retired(retired).map_err(io::Error::other)?;
+                if !go_on() {
+                    return Err(io::Error::other(Stopped));
+                }
                 piece.resize(bytes_of(blocks.end - blocks.start), 0);
                 from.file
                     .read_exact_at(&mut piece, blocks.start * BLOCK_BYTES)?;
@@ -238,14 +274,14 @@ impl Store {
                 if written.is_none() {
                     return Ok(None);
                 }
+                unsynced_bytes += piece.len();
+                if unsynced_bytes >= SYNC_BYTES {
+                    sync()?;
+                    unsynced_bytes = 0;
+                }
             }
         }
-        to.sync_data().map_err(|error| {
-            let failed = self
-                .health
-                .sync_failed(self.context("merging layers of"), error);
-            io::Error::other(failed)
-        })?;
+        sync()?;
         journal::seal(&self.files, &to_layer.dir, to_layer.block_count, |page| {
             Ok(merged_page(
                 lower.page(page)?.as_ref(),

@@ -522,6 +522,35 @@ fn a_merge_ends_when_its_overlay_is_closed_and_goes_on_at_the_next_opening() {
 }
 
 #[test]
+fn a_merge_gives_way_when_it_is_told_and_is_done_later() {
+    let site = Site::new();
+    let overlay = site.create(OverlayMode::Keep);
+    for point in 1..=2 {
+        for block in (0..40).step_by(4) {
+            overlay.write(block * 4096, &[point; 4096]).unwrap();
+        }
+        overlay.write(u64::from(point) * 4096, &[9; 4096]).unwrap();
+        overlay.point(note(point)).unwrap();
+    }
+    let before = contents(&overlay);
+    overlay.forget_points(&[note(1).id]).unwrap();
+    assert_eq!(site.points(), [2], "it was given up at once");
+    let layers = layers_in(&site.dir());
+    for pieces in 0..4 {
+        let asked = std::cell::Cell::new(0);
+        let go_on = || asked.replace(asked.get() + 1) < pieces;
+        overlay.tend_while(&go_on).unwrap();
+        assert_eq!(asked.get(), pieces + 1);
+        assert_eq!(layers_in(&site.dir()), layers, "merged all the same");
+        assert!(contents(&overlay) == before);
+    }
+    overlay.tend().unwrap();
+    assert_eq!(layers_in(&site.dir()), layers - 1);
+    assert!(contents(&overlay) == before);
+    assert!(contents(&site.view(2).unwrap()) == before);
+}
+
+#[test]
 fn frozen_layers_are_read_right_when_no_more_files_may_be_held_open() {
     let site = Site::quick();
     let overlay = site.create(OverlayMode::Keep);
