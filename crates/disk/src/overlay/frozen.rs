@@ -152,6 +152,16 @@ impl Frozen {
         matches!(*self.read_marks(), Marks::Sealed(_) | Marks::Empty)
     }
 
+    /// Asks whether the kernel failed to write back data of a layer that was
+    /// never made durable: as long as it is not sealed, and its file is held
+    /// open from when it was written.
+    pub(super) fn writeback_error(&self) -> io::Result<()> {
+        match (self.is_sealed(), self.data.get()) {
+            (false, Some(data)) => data.file.writeback_error(),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes its map say all, durably, and gives the rest back.
     pub(super) fn seal(&self) -> io::Result<()> {
         if self.is_sealed() {

@@ -64,12 +64,13 @@ impl Store {
             // Nothing to make durable; but data the kernel could not write
             // back would be lost without a word.
             OverlayMode::Reset => {
-                match self.disk.stack().top.layer() {
-                    None => Ok(()),
-                    Some(top) => top.data.file.writeback_error().map_err(|error| {
-                        self.health.sync_failed(self.context("writing back"), error)
-                    }),
-                }
+                let stack = self.disk.stack();
+                let top = stack
+                    .top
+                    .layer()
+                    .map_or(Ok(()), |top| top.data.file.writeback_error());
+                top.and_then(|()| stack.frozen().try_for_each(|layer| layer.writeback_error()))
+                    .map_err(|error| self.health.sync_failed(self.context("writing back"), error))
             }
         }
     }

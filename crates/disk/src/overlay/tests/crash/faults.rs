@@ -43,15 +43,26 @@ fn a_failed_sync_is_a_failed_overlay_for_good() {
 
 #[test]
 fn lost_writeback_fails_a_reset_overlay_at_its_next_flush() {
-    let site = site(OverlayMode::Reset);
-    site.write(0, 8).unwrap();
-    site.recorder.set_hook(|op, _| match op {
-        Op::WritebackError => Err(rustix::io::Errno::IO.into()),
-        _ => Ok(()),
-    });
-    assert!(matches!(site.flush(), Err(DiskError::Failed(_))));
-    site.recorder.clear_hook();
-    assert!(matches!(site.write(0, 1), Err(DiskError::Failed(_))));
+    for below_a_point in [false, true] {
+        let site = site(OverlayMode::Reset);
+        site.write(0, 8).unwrap();
+        if below_a_point {
+            let note = Note {
+                id: PointId([1; 16]),
+                created: 1,
+                automatic: false,
+                comment: String::new(),
+            };
+            site.disk().point(note).unwrap();
+        }
+        site.recorder.set_hook(|op, _| match op {
+            Op::WritebackError => Err(rustix::io::Errno::IO.into()),
+            _ => Ok(()),
+        });
+        assert!(matches!(site.flush(), Err(DiskError::Failed(_))));
+        site.recorder.clear_hook();
+        assert!(matches!(site.write(0, 1), Err(DiskError::Failed(_))));
+    }
 }
 
 #[test]
