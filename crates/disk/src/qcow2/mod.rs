@@ -157,11 +157,14 @@ fn open_above(
     let mut table = vec![0; usize::try_from(l1_bytes).unwrap_or(0)];
     file.read_exact_at(&mut table, header.l1_offset)
         .map_err(opened)?;
+    let l1 = entries(&table).collect();
+    // Not held while the files below are opened, each with one of its own.
+    drop(table);
     let mut disk = Qcow2 {
         path: path.to_owned(),
         file,
         file_bytes,
-        l1: entries(&table).collect(),
+        l1,
         header,
         backing: None,
         parents: Vec::new(),
@@ -525,8 +528,12 @@ fn foreign(path: &Path, what: &str) -> OpenError {
     }
 }
 
-/// The file a backing name means: it must lie in the directory of the file
-/// that names it, or in one of `roots`, links resolved; else why not.
+/// The file a backing name means: it must lie directly beside the file that
+/// names it, or anywhere below one of `roots`, links resolved; else why not.
+///
+/// Not below its own directory too: a backing file is not asked who it is, and
+/// one that came from anywhere would name the secrets of whoever's home it was
+/// put into.
 fn backing_path(above: &Path, name: &str, roots: &[PathBuf]) -> Result<PathBuf, String> {
     let name = name.strip_prefix("file:").unwrap_or(name);
     let real = above.canonicalize().map_err(|e| format!("but {e}"))?;
@@ -536,11 +543,11 @@ fn backing_path(above: &Path, name: &str, roots: &[PathBuf]) -> Result<PathBuf, 
         _ => format!("which cannot be opened: {e}"),
     })?;
     let mut allowed = roots.iter().filter_map(|root| root.canonicalize().ok());
-    if path.starts_with(own) || allowed.any(|root| path.starts_with(root)) {
+    if path.parent() == Some(own) || allowed.any(|root| path.starts_with(root)) {
         return Ok(path);
     }
     Err(format!(
-        "which lies outside {}: put both in one directory, or convert the upper one \
+        "which does not lie in {}: put both in one directory, or convert the upper one \
          (qemu-img convert -O raw)",
         own.display()
     ))
