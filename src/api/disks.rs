@@ -314,6 +314,10 @@ pub(super) async fn import_stream(
         name: Name::parse(&name)?,
         comment: how.comment,
     };
+    // Before gigabytes have come in for a name that is taken.
+    let new = api
+        .work(move |api| Ok(api.inventory.check_new(&new).map(|()| new)?))
+        .await?;
     let spool = streams::receive(&api, body).await?;
     api.work(move |api| {
         let format = how.format.map(DiskFormat::from).unwrap_or_default();

@@ -481,7 +481,8 @@ impl Inventory {
         })
     }
 
-    fn check_new(&self, new: &NewOwnDisk) -> Result<()> {
+    /// Refuses a disk that cannot be made, before anything of it is there.
+    pub(crate) fn check_new(&self, new: &NewOwnDisk) -> Result<()> {
         if new.comment.len() > COMMENT_MAX_BYTES {
             return Err(Error::Invalid(format!(
                 "the comment is too long: {COMMENT_MAX_BYTES} bytes at most"
