@@ -66,9 +66,11 @@ impl Vhdx {
             boot_id: files.boot_id(),
             log: header.log,
         };
-        let zone = match header.log.is_nil() {
-            true => None,
-            false => Zone::open(&source, header.log_offset, owner),
+        // Its records came after an entry of the log; without one, whatever
+        // stands there was not answered by us.
+        let zone = match replay.head {
+            None => None,
+            Some(_) => Zone::open(&source, header.log_offset, owner),
         };
         // Everything is looked at as it will be, before any of it is written.
         source.patch(replay.patches.clone(), replay.file_bytes);

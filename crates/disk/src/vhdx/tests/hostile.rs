@@ -253,3 +253,22 @@ fn a_file_that_is_cut_off_below_us_is_corrupt_not_zeros() {
     let extent = disk.extent(3 * MIB, 512).unwrap();
     assert_eq!(extent.allocation, Allocation::Mapped, "no hole");
 }
+
+/// Found by the fuzzer: what such records said was read, and written nowhere.
+#[test]
+fn records_without_an_entry_of_the_log_are_nobodys() {
+    let site = Site::new();
+    let disk = site.create("disk", NewFormat::VhdxDynamic, 20 * MIB, 512);
+    disk.write(0, &[7; 4096]).unwrap();
+    let log_at = disk.journal.log().headers.current.log_offset;
+    disk.source.file.write_all_at(b"gone", log_at).unwrap();
+    kill(disk);
+    for _ in 0..2 {
+        let disk = site.open("disk", Access::ReadWrite);
+        let mut seen = [1; 4096];
+        disk.read(0, &mut seen).unwrap();
+        assert!(seen == [0; 4096], "believed");
+        disk.write(8 * MIB, &[9; 4096]).unwrap();
+        disk.close().unwrap();
+    }
+}
