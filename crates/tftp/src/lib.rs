@@ -17,6 +17,8 @@ pub mod wire;
 
 pub use server::{Counters, Limits, Server};
 
+use std::fmt;
+use std::io;
 use std::net::SocketAddrV4;
 use std::sync::Arc;
 
@@ -47,7 +49,7 @@ pub struct Request {
 }
 
 /// What is sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Content {
     /// Bytes made for this request.
     Bytes(Bytes),
@@ -58,6 +60,43 @@ pub enum Content {
         /// Size at opening, in bytes.
         size_bytes: u64,
     },
+    /// Anything else that can be read from an offset, for instance a file
+    /// inside a disk image.
+    Readable(Arc<dyn Readable>),
+}
+
+/// Bytes that lie still while they are sent. Both calls are made on a thread
+/// where blocking is allowed.
+pub trait Readable: Send + Sync + 'static {
+    /// How many they are; the same at every call. The client is told this
+    /// size.
+    fn size_bytes(&self) -> u64;
+
+    /// Fills `buffer` with the bytes from `offset_bytes` on. What is asked
+    /// for lies below [`Readable::size_bytes`]. An error ends the transfer.
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> io::Result<()>;
+}
+
+impl Content {
+    /// How many bytes a client in mode `octet` gets.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File { size_bytes, .. } => *size_bytes,
+            Content::Readable(readable) => readable.size_bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Content::Bytes(_) => "Bytes",
+            Content::File { .. } => "File",
+            Content::Readable(_) => "Readable",
+        };
+        write!(f, "{kind} of {} bytes", self.size_bytes())
+    }
 }
 
 /// How a transfer ended.

@@ -33,7 +33,7 @@ use crate::{ErrorCode, Files, Outcome, Request};
 mod arrival;
 mod source;
 
-use source::{Source, in_netascii};
+use source::Source;
 
 /// Repeated requests that may wait for a transfer to look at them.
 const MAX_REPEATS_WAITING: usize = 4;
@@ -585,7 +585,7 @@ impl Errand {
             let content = shared.files.open(&request)?;
             match mode {
                 Mode::Octet => Ok(Source::of(content)),
-                Mode::Netascii => in_netascii(&content).map_err(|error| {
+                Mode::Netascii => Source::in_netascii(content).map_err(|error| {
                     debug!(name = %request.name, client = %request.client, %error, "refused in netascii");
                     ErrorCode::IllegalOperation
                 }),

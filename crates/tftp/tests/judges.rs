@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tempfile::TempDir;
 use tftp::wire::{Ask, Mode, Packet, TransferOption};
-use tftp::{Content, Counters, ErrorCode, Files, Limits, Outcome, Request, Server};
+use tftp::{Content, Counters, ErrorCode, Files, Limits, Outcome, Readable, Request, Server};
 use tokio::net::UdpSocket;
 use tokio::process::Command;
 
@@ -44,6 +44,29 @@ impl Files for Site {
             .lock()
             .unwrap()
             .push((request.clone(), outcome.clone()));
+    }
+}
+
+/// [`pattern`] as something that is no file, broken from `sound_bytes` on.
+struct Pattern {
+    size_bytes: usize,
+    sound_bytes: usize,
+}
+
+impl Readable for Pattern {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes as u64
+    }
+
+    fn read_at(&self, offset_bytes: u64, buffer: &mut [u8]) -> std::io::Result<()> {
+        let from = usize::try_from(offset_bytes).unwrap();
+        let end = from + buffer.len();
+        assert!(end <= self.size_bytes, "asked for more than there is");
+        if end > self.sound_bytes {
+            return Err(std::io::Error::other("the disk is broken"));
+        }
+        buffer.copy_from_slice(&pattern(end)[from..]);
+        Ok(())
     }
 }
 
@@ -96,6 +119,16 @@ impl Lab {
                 size_bytes: LARGE as u64 + 100_000,
             },
         );
+        let readable = |size_bytes, sound_bytes| {
+            Content::Readable(Arc::new(Pattern {
+                size_bytes,
+                sound_bytes,
+            }))
+        };
+        site.files
+            .insert("inside/large".to_owned(), readable(LARGE, LARGE));
+        site.files
+            .insert("inside/broken".to_owned(), readable(LARGE, LARGE / 2));
         let site = Arc::new(site);
         let files: Arc<dyn Files> = site.clone();
         let server = Server::start(&[SocketAddrV4::new(address, 0)], files, limits).unwrap();
@@ -313,6 +346,7 @@ async fn busybox_reads_files_of_awkward_sizes() {
         ("512", "empty", Vec::new()),
         ("512", "exact", pattern(1024)),
         ("1428", "boot/large", pattern(LARGE)),
+        ("1428", "inside/large", pattern(LARGE)),
     ] {
         let arguments = [
             "tftp",
@@ -574,6 +608,36 @@ async fn a_file_that_shrank_ends_with_an_error() {
         "{last:?}"
     );
     assert!(matches!(lab.outcomes(1).await[0], Outcome::Failed { .. }));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_ends_with_an_error_where_it_breaks() {
+    let lab = Lab::new(Limits::default());
+    let mut client = Client::new().await;
+    let options = [("blksize", "1024"), ("tsize", "0")];
+    client.ask(lab.address(), "inside/broken", &options).await;
+    assert_eq!(
+        client.expect().await,
+        b"\0\x06blksize\x001024\0tsize\x00850528\0"
+    );
+    client.say(&Packet::Ack { block: 0 }).await;
+    let last = loop {
+        let answer = client.expect().await;
+        match Packet::parse(&answer) {
+            Ok(Packet::Data { block, .. }) => client.say(&Packet::Ack { block }).await,
+            _ => break answer,
+        }
+    };
+    assert!(
+        matches!(Packet::parse(&last), Ok(Packet::Error { code: 0, .. })),
+        "{last:?}"
+    );
+    let outcome = lab.outcomes(1).await.remove(0);
+    let Outcome::Failed { reason, bytes } = &outcome else {
+        panic!("{outcome:?}")
+    };
+    assert!(reason.contains("the disk is broken"), "{reason}");
+    assert!(*bytes > LARGE as u64 / 2 - 128 * 1024, "{bytes}");
 }
 
 #[tokio::test]
