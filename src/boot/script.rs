@@ -117,10 +117,36 @@ pub(crate) fn waiting(
 /// The script of a machine whose request did not say who it is: it comes back
 /// with its MAC, UUID and serial number.
 pub(crate) fn who_are_you(doors: &Doors) -> String {
+    format!("#!ipxe\nchain --replace {}\n", asking_url(doors))
+}
+
+/// Where an iPXE fetches its script when we cannot tell which machine it is:
+/// it fills in all it knows of itself.
+pub(crate) fn asking_url(doors: &Doors) -> String {
+    format!(
+        "{}/boot.ipxe?mac=${{netX/mac:hexhyp}}&uuid=${{uuid}}&serial=${{serial:uristring}}",
+        doors.http
+    )
+}
+
+/// How often `autoexec.ipxe` asks for an address, 10 to 15 s each time, before
+/// it gives the machine back to its firmware. A switch that lets nothing
+/// through for 30 s after a link comes up is waited for.
+const AUTOEXEC_TRIES: usize = 6;
+
+/// The script an iPXE runs first, which has no interface open yet: gets an
+/// address and goes on to `script`. Only DHCP is waited for: without a router
+/// advertisement on the LAN, IPv6 would take 14 s more.
+pub(crate) fn autoexec(script: &str) -> String {
+    let tries = ["ifconf --configurator dhcp"; AUTOEXEC_TRIES].join(" || ");
     format!(
         "#!ipxe\n\
-         chain --replace {}/boot.ipxe?mac=${{netX/mac:hexhyp}}&uuid=${{uuid}}&serial=${{serial:uristring}}\n",
-        doors.http
+         {tries} || exit 1\n\
+         goto fetch\n\
+         :again\n\
+         sleep 5\n\
+         :fetch\n\
+         chain --replace {script} || goto again\n"
     )
 }
 
@@ -250,7 +276,7 @@ mod tests {
 
     #[test]
     fn every_script_begins_as_ipxe_wants_it() {
-        let mut scripts = vec![who_are_you(&doors())];
+        let mut scripts = vec![who_are_you(&doors()), autoexec(&asking_url(&doors()))];
         for reason in [Waiting::Unknown, Waiting::Unassigned, Waiting::Trouble] {
             scripts.push(told(reason, "pc1", "words"));
         }

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
+use super::documents::{self, Asker as DocumentAsker, Document};
 use super::{Site, loaders, ranges};
 use crate::boot::script::{self, SanBoot, Waiting};
 use crate::boot::{BootPlan, plan};
@@ -187,13 +188,14 @@ async fn connection(
 
 /// Who asks.
 #[derive(Clone, Copy)]
-struct Peer(SocketAddr);
+pub(super) struct Peer(pub(super) SocketAddr);
 
 pub(super) fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/boot.ipxe", get(boot_script))
         .route("/loader/{*name}", get(loader))
         .route("/files/{*name}", get(file))
+        .fallback(get(document))
         .with_state(site)
 }
 
@@ -370,10 +372,57 @@ async fn loader(
     headers: HeaderMap,
     request: Request,
 ) -> Response<Body> {
+    if let Some(sent) = document_of(&site, peer_of(&request), &method, &name).await {
+        return sent;
+    }
     let opened = site.loaders.open(&name);
     let sent = send(opened, &method, &headers, &name);
     note(&site, &request, &sent, Stage::LoaderSent, &name);
     sent
+}
+
+/// What is asked for at the root: loaders look for their files there too.
+async fn document(State(site): State<Arc<Site>>, request: Request) -> Response<Body> {
+    let name = request.uri().path().trim_start_matches('/').to_owned();
+    let (peer, method) = (peer_of(&request), request.method().clone());
+    if let Some(sent) = document_of(&site, peer, &method, &name).await {
+        return sent;
+    }
+    text_response(StatusCode::NOT_FOUND, "there is no such file here\n".into())
+}
+
+/// A document made for whoever asks.
+async fn document_of(
+    site: &Arc<Site>,
+    peer: Option<IpAddr>,
+    method: &Method,
+    name: &str,
+) -> Option<Response<Body>> {
+    let asker = DocumentAsker::at(site, peer?);
+    let found = {
+        let (site, name) = (Arc::clone(site), name.to_owned());
+        tokio::task::spawn_blocking(move || documents::find(&site, &asker, &name)).await
+    };
+    let sent = match found {
+        Ok(Some(Document::Bytes(bytes))) => ranges::made(method, bytes, name),
+        Ok(None) => return None,
+        Err(error) => {
+            tracing::error!(name, %error, "making a document");
+            text_response(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "something broke here\n".into(),
+            )
+        }
+    };
+    let stage = documents::stage_of(name).unwrap_or(Stage::FileSent);
+    if let Some(mac) = asker.mac
+        && method == Method::GET
+        && sent.status() == StatusCode::OK
+    {
+        let words = format!("{name} over HTTP");
+        site.timeline.record(mac, stage, words);
+    }
+    Some(sent)
 }
 
 async fn file(
@@ -433,8 +482,13 @@ fn note(site: &Site, request: &Request, sent: &Response<Body>, stage: Stage, nam
 }
 
 fn mac_of(site: &Site, request: &Request) -> Option<Mac> {
+    site.addresses.mac_of(peer_of(request)?)
+}
+
+/// The client's address.
+fn peer_of(request: &Request) -> Option<IpAddr> {
     let Peer(peer) = request.extensions().get::<Peer>()?;
-    site.addresses.mac_of(peer.ip())
+    Some(peer.ip())
 }
 
 fn text_response(status: StatusCode, text: String) -> Response<Body> {

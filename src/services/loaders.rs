@@ -16,6 +16,7 @@ const SYSTEM_DIRECTORIES: [&str; 4] = [
 /// The loader files of this server.
 #[derive(Clone, Debug)]
 pub(crate) struct Loaders {
+    own: Option<PathBuf>,
     directories: Vec<PathBuf>,
 }
 
@@ -24,7 +25,17 @@ impl Loaders {
     pub(crate) fn new(own: Option<&Path>) -> Loaders {
         let mut directories: Vec<PathBuf> = own.map(Path::to_owned).into_iter().collect();
         directories.extend(SYSTEM_DIRECTORIES.iter().map(PathBuf::from));
-        Loaders { directories }
+        Loaders {
+            own: own.map(Path::to_owned),
+            directories,
+        }
+    }
+
+    /// Whether the user's own directory has a file of this name.
+    pub(crate) fn has_own(&self, name: &str) -> bool {
+        self.own
+            .as_ref()
+            .is_some_and(|own| open_below(std::slice::from_ref(own), name).is_ok())
     }
 
     /// Whether a loader of this name is there.

@@ -5,6 +5,7 @@
 
 mod addresses;
 pub(crate) mod dhcp;
+pub(crate) mod documents;
 pub(crate) mod http;
 pub(crate) mod iscsi;
 pub(crate) mod loaders;

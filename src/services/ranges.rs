@@ -82,6 +82,24 @@ pub(crate) fn respond(
     builder.body(body).map_err(std::io::Error::other)
 }
 
+/// Answers GET or HEAD with what was made for this request alone: whole, and
+/// not to be kept.
+pub(crate) fn made(method: &Method, bytes: Bytes, name: &str) -> Response<Body> {
+    let length = HeaderValue::from(bytes.len());
+    let body = match *method {
+        Method::HEAD => Body::empty(),
+        _ => Body::from(bytes),
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    let kind = HeaderValue::from_static(content_type(name));
+    headers.insert(header::CONTENT_TYPE, kind);
+    headers.insert(header::CONTENT_LENGTH, length);
+    let no_store = HeaderValue::from_static("no-store");
+    headers.insert(header::CACHE_CONTROL, no_store);
+    response
+}
+
 /// The bytes of a file from `start` to `end`, read on a blocking thread. A
 /// file that shrinks meanwhile ends the connection: a short body is never
 /// passed off as a whole one.

@@ -25,6 +25,9 @@ use crate::timeline::{Stage, Timeline};
 /// Size of every image here.
 pub(crate) const IMAGE_BYTES: u64 = 256 * 1024;
 
+/// Where requests over HTTP come from.
+pub(crate) const PC_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
+
 /// The server, up or down, and its data.
 pub(crate) struct Lab {
     directory: tempfile::TempDir,
@@ -149,8 +152,10 @@ impl Lab {
         self.ask(Method::GET, path, &[])
     }
 
+    /// Asks from [`PC_ADDRESS`].
     pub(crate) fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
+        request = request.extension(http::Peer(SocketAddr::from((PC_ADDRESS, 40_000))));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -1,10 +1,11 @@
-//! The TFTP door: loaders by name.
+//! The TFTP door: documents, and loaders by name.
 
 use std::sync::Arc;
 
 use tftp::{Content, ErrorCode, Files, Outcome, Request};
 
 use super::Site;
+use super::documents::{self, Asker, Document};
 use crate::timeline::Stage;
 
 /// Answers [`tftp::Files`] from the loaders of this site.
@@ -12,6 +13,11 @@ pub(crate) struct LoaderFiles(pub(crate) Arc<Site>);
 
 impl Files for LoaderFiles {
     fn open(&self, request: &Request) -> Result<Content, ErrorCode> {
+        let asker = Asker::at(&self.0, (*request.client.ip()).into());
+        match documents::find(&self.0, &asker, &request.name) {
+            Some(Document::Bytes(bytes)) => return Ok(Content::Bytes(bytes)),
+            None => {}
+        }
         let file = self.0.loaders.open(&request.name).map_err(|error| {
             tracing::debug!(client = %request.client, name = request.name, %error, "no such loader");
             ErrorCode::NotFound
@@ -30,7 +36,7 @@ impl Files for LoaderFiles {
         let name = &request.name;
         let (stage, words) = match outcome {
             Outcome::Complete { bytes } => (
-                Stage::LoaderSent,
+                documents::stage_of(name).unwrap_or(Stage::LoaderSent),
                 format!("{name}, {bytes} bytes over TFTP"),
             ),
             Outcome::Probed => return,

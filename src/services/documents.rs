@@ -1,0 +1,105 @@
+//! Virtual files: made for the one who asks, the same by TFTP and by HTTP.
+//!
+//! Both doors ask [`find`] before they look for a loader file. A file of that
+//! name in the user's own loader directory goes before what is made here, so
+//! nobody is kept from writing his own.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ::dhcp::Mac;
+use bytes::Bytes;
+
+use super::Site;
+use crate::timeline::Stage;
+
+mod autoexec;
+
+/// Longest name of a document; the file systems' own limit for one part.
+const NAME_BYTES_MAX: usize = 255;
+
+/// Who asks, as far as a door can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asker {
+    /// Where the request came from.
+    pub(crate) address: IpAddr,
+    /// Whose that address is, where a DHCP packet has shown it. Whoever takes
+    /// another's address is taken for that one: what is made for a machine by
+    /// its address holds no more than its script tells anybody.
+    pub(crate) mac: Option<Mac>,
+}
+
+impl Asker {
+    /// Who has this address.
+    pub(crate) fn at(site: &Site, address: IpAddr) -> Asker {
+        Asker {
+            address,
+            mac: site.addresses.mac_of(address),
+        }
+    }
+}
+
+/// What is sent.
+#[derive(Clone, Debug)]
+pub(crate) enum Document {
+    /// Bytes made for this request.
+    Bytes(Bytes),
+}
+
+impl From<String> for Document {
+    fn from(text: String) -> Document {
+        Document::Bytes(Bytes::from(text))
+    }
+}
+
+/// The document behind a name, if it is one. May wait for the store; asked on
+/// threads that may wait.
+pub(crate) fn find(site: &Site, asker: &Asker, name: &str) -> Option<Document> {
+    let name = plain(name)?;
+    if site.loaders.has_own(&name) {
+        return None;
+    }
+    autoexec::find(site, asker, &name)
+}
+
+/// What a sent document means for its machine's boot; `None` where the name is
+/// not a document's.
+pub(crate) fn stage_of(name: &str) -> Option<Stage> {
+    let name = plain(name)?;
+    autoexec::is_one(&name).then_some(Stage::ScriptSent)
+}
+
+/// A name as documents have it: no slash in front, none twice. Firmware and
+/// loaders put a path together from two, and ask for `//name`.
+fn plain(name: &str) -> Option<String> {
+    if name.len() > NAME_BYTES_MAX || name.contains(['\0', '\\']) {
+        return None;
+    }
+    let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty()).collect();
+    let is_inside = !parts.is_empty() && !parts.contains(&".") && !parts.contains(&"..");
+    is_inside.then(|| parts.join("/"))
+}
+
+/// The last part of a name.
+fn last_part(name: &str) -> Option<&str> {
+    Path::new(name).file_name()?.to_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_the_same_with_slashes_in_front_or_twice() {
+        assert_eq!(plain("//autoexec.ipxe").as_deref(), Some("autoexec.ipxe"));
+        assert_eq!(plain("/a//b").as_deref(), Some("a/b"));
+    }
+
+    #[test]
+    fn a_name_that_leaves_its_tree_is_no_documents() {
+        for name in ["", "/", "a/../autoexec.ipxe", "./x", "a\\b", "x\0"] {
+            assert_eq!(plain(name), None, "{name:?}");
+        }
+        assert_eq!(plain(&"a".repeat(NAME_BYTES_MAX + 1)), None);
+    }
+}
