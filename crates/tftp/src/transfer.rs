@@ -22,9 +22,13 @@ use crate::wire::{Packet, TransferOption, readable};
 /// Bytes of a block when nothing was negotiated (RFC 1350).
 pub const DEFAULT_BLOCK_BYTES: u16 = 512;
 
-/// Blocks that fit an Ethernet frame unfragmented: 1500 - 20 (IP) - 8 (UDP) -
-/// 4 (TFTP). Many ROMs cannot put fragments together.
-pub const ETHERNET_BLOCK_BYTES: u16 = 1468;
+/// What stands before a block in its frame: 20 bytes of IP, 8 of UDP, 4 of
+/// TFTP.
+pub const HEADERS_BYTES: u16 = 32;
+
+/// Blocks that fit an Ethernet frame unfragmented. Many ROMs cannot put
+/// fragments together.
+pub const ETHERNET_BLOCK_BYTES: u16 = 1500 - HEADERS_BYTES;
 
 /// Smallest and largest block size of RFC 2348.
 const BLOCK_BYTES: std::ops::RangeInclusive<u64> = 8..=65464;
@@ -41,9 +45,9 @@ const MAX_TIMEOUT_SECONDS: u64 = 30;
 /// First retransmission time, before anything was measured.
 const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Shortest retransmission time. Firmware that draws a progress bar between
-/// two ACKs is slower than its network.
-const LEAST_PATIENCE: Duration = Duration::from_millis(250);
+/// Shortest retransmission time. Firmware polls its card, and draws a progress
+/// bar between two ACKs.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Where doubling ends.
 const MOST_PATIENCE: Duration = Duration::from_secs(8);
@@ -212,8 +216,8 @@ pub struct Transfer {
     patience_base: Duration,
     /// When the window in flight began; for measuring.
     window_sent: Option<Instant>,
-    /// Smoothed time from a window to its ACK.
-    round_trip: Option<Duration>,
+    /// Time from a window to its ACK, smoothed, and how much it varies.
+    round_trip: Option<(Duration, Duration)>,
     last_heard: Instant,
     last_progress: Instant,
     deadline: Instant,
@@ -460,15 +464,24 @@ impl Transfer {
         }
     }
 
+    /// The retransmission time follows the client's, as TCP's does (RFC 6298
+    /// section 2).
     fn measure(&mut self, now: Instant) {
         let Some(begun) = self.window_sent.take() else {
             return;
         };
         let sample = now.duration_since(begun);
-        let smooth = self.round_trip.map_or(sample, |old| (old * 7 + sample) / 8);
-        self.round_trip = Some(smooth);
+        let (smooth, variation) = match self.round_trip {
+            None => (sample, sample / 2),
+            Some((smooth, variation)) => (
+                (smooth * 7 + sample) / 8,
+                (variation * 3 + smooth.abs_diff(sample)) / 4,
+            ),
+        };
+        self.round_trip = Some((smooth, variation));
         if self.terms.timeout.is_none() {
-            self.patience_base = (smooth * 4).clamp(LEAST_PATIENCE, FIRST_PATIENCE);
+            let room = (variation * 4).max(smooth);
+            self.patience_base = (smooth + room).clamp(LEAST_PATIENCE, FIRST_PATIENCE);
         }
     }
 

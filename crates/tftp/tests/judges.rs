@@ -507,6 +507,46 @@ async fn edk2s_two_steps_are_a_probe_and_a_transfer() {
     );
 }
 
+/// Set in the copy of a test that runs in a network of its own.
+const NARROW_BYTES: &str = "TFTP_TEST_NARROW_BYTES";
+
+/// In a copy of this test whose network takes packets of 1492 bytes, as
+/// PPPoE does.
+#[tokio::test]
+async fn blocks_fit_the_way_to_the_client() {
+    if std::env::var_os(NARROW_BYTES).is_none() {
+        let script = format!(
+            "ip link set lo mtu 1492 up && {NARROW_BYTES}=1492 \"$0\" --exact blocks_fit_the_way_to_the_client"
+        );
+        let binary = std::env::current_exe().unwrap();
+        let arguments = ["-rn", "sh", "-c", &script, binary.to_str().unwrap()];
+        let directory = TempDir::new().unwrap();
+        let Some(output) = judge("unshare", &arguments, &directory).await else {
+            return;
+        };
+        if String::from_utf8_lossy(&output.stderr).contains("unshare failed") {
+            assert!(std::env::var("CI").is_err(), "{output:?}");
+            eprintln!("skipped: no namespace may be made here");
+            return;
+        }
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("1 passed"), "{output:?}");
+        return;
+    }
+    let lab = Lab::new(Limits {
+        max_block_bytes: 65464,
+        ..Limits::default()
+    });
+    for (asked, granted) in [("1468", "1460"), ("65464", "1460"), ("1456", "1456")] {
+        let mut client = Client::new().await;
+        client
+            .ask(lab.address(), "exact", &[("blksize", asked)])
+            .await;
+        let expected = format!("\0\x06blksize\0{granted}\0");
+        assert_eq!(client.expect().await, expected.as_bytes(), "{asked}");
+    }
+}
+
 #[tokio::test]
 async fn a_request_repeated_from_its_port_starts_no_second_transfer() {
     let lab = Lab::new(Limits::default());

@@ -379,6 +379,26 @@ fn a_silent_client_gets_its_block_again_and_goes_on() {
     assert_eq!(bench.ack(2), [3]);
 }
 
+/// Neither a steady client nor one that varies is hurried.
+#[test]
+fn patience_follows_the_clients_round_trip_and_how_it_varies() {
+    let patience = |round_trips: [u64; 2]| {
+        let mut bench = Bench::new(&[], 1 << 20);
+        bench.sends();
+        for block in 1..=100_u16 {
+            let took = Duration::from_millis(round_trips[usize::from(block % 2)]);
+            assert!(bench.now + took < bench.transfer.deadline(), "hurried");
+            bench.now += took - Duration::from_millis(1); // ack() takes one
+            bench.ack(block);
+        }
+        bench.silence().1
+    };
+    let (steady, varying) = (patience([150, 150]), patience([100, 200]));
+    assert_eq!(steady.as_millis(), 300, "twice what it takes");
+    assert!((300..=500).contains(&varying.as_millis()), "{varying:?}");
+    assert_eq!(patience([900, 990]), FIRST_PATIENCE, "never more than that");
+}
+
 #[test]
 fn a_client_that_vanishes_in_the_middle_is_given_up_after_half_a_minute() {
     let mut bench = Bench::new(&[], 5000);
