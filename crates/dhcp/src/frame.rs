@@ -68,7 +68,7 @@ pub(crate) fn parse(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4, &[u8])
 }
 
 /// The ones' complement sum of RFC 1071, begun at `sum`.
-fn checksum(bytes: &[u8], mut sum: u32) -> u16 {
+pub(crate) fn checksum(bytes: &[u8], mut sum: u32) -> u16 {
     for pair in bytes.chunks(2) {
         let low = pair.get(1).copied().unwrap_or(0);
         sum += u32::from(u16::from_be_bytes([pair[0], low]));

@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+mod advert;
 pub mod answer;
 pub mod client;
 mod frame;

@@ -6,6 +6,7 @@
 //! so that replies come from the server identifier. Beside them, in every
 //! mode, a packet socket: it reaches clients that have no address yet and
 //! hears other servers. `observe` mode has nothing but that, and so no port.
+//! A last one, where we serve, ends iPXE's wait for an IPv6 router.
 //!
 //! All of it runs on one thread of its own, so that a site whose answers come
 //! from a database does not hold up anybody else's runtime.
@@ -23,6 +24,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+mod advert;
 mod interfaces;
 mod packet;
 mod probe;
@@ -30,6 +32,7 @@ mod probe;
 pub use interfaces::{Interface, InterfaceKind, interfaces};
 pub use probe::look_for_other_servers;
 
+use crate::advert::Booting;
 use crate::answer::{Arrival, CLIENT_PORT, Destination, Port, Reply, answer, watch};
 use crate::lease::{Leases, RENEW_INTERVAL};
 use crate::wire::{Message, Op};
@@ -127,6 +130,7 @@ impl Server {
             policy: Calm {
                 policy,
                 own,
+                booting: Mutex::default(),
                 foreign: Mutex::default(),
                 malformed: Mutex::default(),
             },
@@ -267,6 +271,9 @@ impl Shared {
                         tasks.spawn(self.clone().serve(link.clone(), port, is_unicast));
                     }
                 }
+            }
+            if link.ports.is_some() {
+                tasks.spawn(self.clone().advertise(link.config.name.clone()));
             }
             tasks.spawn(self.clone().listen(link));
         }
@@ -434,6 +441,8 @@ struct Calm {
     policy: Arc<dyn Policy>,
     /// Our addresses: no foreign servers.
     own: Vec<Ipv4Addr>,
+    /// Whom we tell that there is no IPv6 router.
+    booting: Mutex<Booting>,
     foreign: Mutex<HashMap<Ipv4Addr, Instant>>,
     malformed: Mutex<Option<Instant>>,
 }
@@ -490,6 +499,10 @@ impl Policy for Calm {
     }
 
     fn observe(&self, observation: &Observation) {
+        if let Observation::Asked(client) = observation {
+            let mut booting = self.booting.lock().unwrap_or_else(PoisonError::into_inner);
+            booting.asked(client, Instant::now());
+        }
         if self.is_worth_telling(observation) {
             self.policy.observe(observation);
         }

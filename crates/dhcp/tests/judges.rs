@@ -283,6 +283,57 @@ fn a_port_that_another_program_holds_is_named_and_a_stopped_server_leaves_none_h
     assert_eq!(error.kind(), io::ErrorKind::AddrNotAvailable, "{error}");
 }
 
+/// The asker is Linux itself, under the address of a recorded iPXE.
+#[test]
+fn a_machine_seen_as_ipxe_is_told_that_no_router_is_here_and_nobody_else_is() {
+    let Some(lan) = Lan::new("router", &["ip"]) else {
+        return;
+    };
+    let _served = lan.serve(Mode::Full, Duration::from_secs(600));
+    let socket = within(&lan.client, || firmware_socket(68)).unwrap();
+    let ipxe = recorded("ipxe2019-bios-discover");
+    socket
+        .send_to(&ipxe.emit(), (Ipv4Addr::BROADCAST, 67))
+        .unwrap();
+    let mac = Mac(*ipxe.chaddr.first_chunk().unwrap()).to_string();
+    let restart = |namespace: &str, mac: &str| {
+        ip(&["-n", namespace, "link", "set", "eth0", "down"]);
+        if !mac.is_empty() {
+            ip(&["-n", namespace, "link", "set", "eth0", "address", mac]);
+        }
+        ip(&["-n", namespace, "link", "set", "eth0", "up"]);
+    };
+    // The stranger first: it has been left alone by the time the other was told.
+    restart(&lan.other, "");
+    wait_for("the stranger's question", || {
+        icmp6(&lan.other, "Icmp6OutRouterSolicits") > 0
+    });
+    restart(&lan.client, &mac);
+    wait_for("an answer to the machine", || {
+        icmp6(&lan.client, "Icmp6InRouterAdvertisements") > 0
+    });
+    assert_eq!(icmp6(&lan.other, "Icmp6InRouterAdvertisements"), 0);
+    // Linux took it for what it is.
+    assert_eq!(icmp6(&lan.client, "Icmp6InErrors"), 0);
+    let shows = |arguments: &[&str]| {
+        let mut command = Command::new("ip");
+        let shown = command.args(["-6", "-n", &lan.client]).args(arguments);
+        String::from_utf8(shown.output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(shows(&["route", "show", "default"]), "");
+    assert_eq!(shows(&["addr", "show", "scope", "global"]), "");
+}
+
+/// A counter of Linux's own.
+fn icmp6(namespace: &str, counter: &str) -> u64 {
+    let text = within(namespace, || {
+        std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap()
+    });
+    let mut words = text.split_ascii_whitespace();
+    words.find(|word| *word == counter).expect("the counter");
+    words.next().unwrap().parse().unwrap()
+}
+
 #[test]
 fn malformed_packets_are_counted_told_once_and_harm_nothing() {
     let Some(lan) = Lan::new("rubbish", &["busybox", "ip"]) else {

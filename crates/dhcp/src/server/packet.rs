@@ -1,6 +1,6 @@
-//! A packet socket that carries IPv4 (packet(7)): sends to clients that have
-//! no address yet, and hears what was sent to others' ports, beside any
-//! program that holds them.
+//! A packet socket (packet(7)). One for IPv4 sends to clients that have no
+//! address yet, and hears what was sent to others' ports, beside any program
+//! that holds them. One for IPv6 hears and answers router discovery.
 //!
 //! `unsafe` stands here because no safe interface has `sockaddr_ll`, and
 //! because tokio takes foreign descriptors on our word only.
@@ -8,6 +8,7 @@
 
 use std::io::{self, Read};
 use std::net::SocketAddrV4;
+use std::os::fd::AsRawFd;
 
 use rustix::net::netdevice::name_to_index;
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
@@ -18,6 +19,12 @@ use crate::{Mac, frame};
 
 /// IPv4 over Ethernet.
 const ETHERTYPE_IP: u16 = 0x0800;
+
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// A group address of Ethernet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Multicast(pub(super) [u8; 6]);
 
 /// Size of `sockaddr_ll`.
 #[allow(clippy::cast_possible_truncation)] // 20
@@ -48,6 +55,23 @@ fn dhcp_only() -> [SockFilter; 11] {
     ]
 }
 
+/// Lets through solicitations and advertisements of routers: ICMPv6 right
+/// behind the IPv6 header, as they are always sent.
+fn router_discovery_only() -> [SockFilter; 7] {
+    const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
+    const IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, 6), // next header
+        SockFilter::new(IF_EQUAL, 0, 3, 58),
+        SockFilter::new(LOAD_BYTE, 0, 0, 40), // type
+        SockFilter::new(IF_EQUAL, 2, 0, 133),
+        SockFilter::new(IF_EQUAL, 1, 0, 134),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX), // the whole packet
+    ]
+}
+
 /// The index of an interface.
 pub(super) fn interface_index(name: &str) -> io::Result<u32> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
@@ -64,27 +88,91 @@ pub(super) fn interface_index(name: &str) -> io::Result<u32> {
 pub(super) struct PacketSocket {
     socket: Socket,
     interface: u32,
+    ethertype: u16,
 }
 
 impl PacketSocket {
-    /// Opens it; needs `CAP_NET_RAW`.
+    /// Opens one for DHCP; needs `CAP_NET_RAW`.
     pub(super) fn open(interface: &str) -> io::Result<PacketSocket> {
+        PacketSocket::filtered(interface, ETHERTYPE_IP, &dhcp_only())
+    }
+
+    /// Opens one for router discovery that hears these groups; needs
+    /// `CAP_NET_RAW`.
+    pub(super) fn open_router_discovery(
+        interface: &str,
+        groups: &[Multicast],
+    ) -> io::Result<PacketSocket> {
+        let opened = PacketSocket::filtered(interface, ETHERTYPE_IPV6, &router_discovery_only())?;
+        for group in groups {
+            opened.join(*group)?;
+        }
+        Ok(opened)
+    }
+
+    fn filtered(
+        interface: &str,
+        ethertype: u16,
+        filter: &[SockFilter],
+    ) -> io::Result<PacketSocket> {
         let interface = interface_index(interface)?;
         // Deaf (protocol 0) until the filter stands and the interface is set.
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
-        socket.attach_filter(&dhcp_only())?;
-        socket.bind(&link_address(interface, None)?)?;
+        socket.attach_filter(filter)?;
+        socket.bind(&link_address(interface, ethertype, None)?)?;
         socket.set_nonblocking(true)?;
-        Ok(PacketSocket { socket, interface })
+        Ok(PacketSocket {
+            socket,
+            interface,
+            ethertype,
+        })
+    }
+
+    /// Lets the interface take in what is sent to a group.
+    fn join(&self, Multicast(group): Multicast) -> io::Result<()> {
+        let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
+        let mut address = [0; 8];
+        address[..6].copy_from_slice(&group);
+        let request = libc::packet_mreq {
+            mr_ifindex: i32::try_from(self.interface).map_err(invalid)?,
+            mr_type: u16::try_from(libc::PACKET_MR_MULTICAST).map_err(invalid)?,
+            mr_alen: 6,
+            mr_address: address,
+        };
+        let bytes = libc::socklen_t::try_from(size_of_val(&request)).map_err(invalid)?;
+        // SAFETY: the option takes a `packet_mreq`, which lives until the call
+        // returns, and its size.
+        let joined = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_ADD_MEMBERSHIP,
+                (&raw const request).cast(),
+                bytes,
+            )
+        };
+        if joined == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
     }
 
     /// Enters the runtime.
     pub(super) fn register(self) -> io::Result<AsyncPacketSocket> {
-        let PacketSocket { socket, interface } = self;
+        let PacketSocket {
+            socket,
+            interface,
+            ethertype,
+        } = self;
         // SAFETY: the socket owns its descriptor, never changes it, and is
         // owned by the `AsyncFd` until both are closed together.
         let socket = unsafe { AsyncFd::register(socket) }?;
-        Ok(AsyncPacketSocket { socket, interface })
+        Ok(AsyncPacketSocket {
+            socket,
+            interface,
+            ethertype,
+        })
     }
 }
 
@@ -93,6 +181,7 @@ impl PacketSocket {
 pub(super) struct AsyncPacketSocket {
     socket: AsyncFd<Socket>,
     interface: u32,
+    ethertype: u16,
 }
 
 impl AsyncPacketSocket {
@@ -113,15 +202,20 @@ impl AsyncPacketSocket {
     ) -> io::Result<()> {
         let packet =
             frame::emit(source, destination, payload).ok_or(io::ErrorKind::InvalidInput)?;
-        self.socket
-            .get_ref()
-            .send_to(&packet, &link_address(self.interface, Some(mac))?)?;
+        self.send_packet(mac, &packet)
+    }
+
+    /// Sends what begins at the IP header in one frame to `mac`; does not
+    /// wait.
+    pub(super) fn send_packet(&self, mac: Mac, packet: &[u8]) -> io::Result<()> {
+        let to = link_address(self.interface, self.ethertype, Some(mac))?;
+        self.socket.get_ref().send_to(packet, &to)?;
         Ok(())
     }
 }
 
-/// `sockaddr_ll`: an interface, and an Ethernet address on it.
-fn link_address(interface: u32, mac: Option<Mac>) -> io::Result<SockAddr> {
+/// `sockaddr_ll`: an interface, a protocol, and an Ethernet address on it.
+fn link_address(interface: u32, ethertype: u16, mac: Option<Mac>) -> io::Result<SockAddr> {
     let invalid = |_| io::Error::from(io::ErrorKind::InvalidInput);
     let index = i32::try_from(interface).map_err(invalid)?;
     let family = u16::try_from(libc::AF_PACKET).map_err(invalid)?;
@@ -131,7 +225,7 @@ fn link_address(interface: u32, mac: Option<Mac>) -> io::Result<SockAddr> {
         // for which all zeros are valid.
         let address = unsafe { &mut *storage.cast::<libc::sockaddr_ll>() };
         address.sll_family = family;
-        address.sll_protocol = ETHERTYPE_IP.to_be();
+        address.sll_protocol = ethertype.to_be();
         address.sll_ifindex = index;
         if let Some(Mac(bytes)) = mac {
             address.sll_halen = 6;

@@ -75,6 +75,7 @@ fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
     let calm = Calm {
         policy: site.clone(),
         own: vec![SERVER],
+        booting: Mutex::default(),
         foreign: Mutex::default(),
         malformed: Mutex::default(),
     };
