@@ -167,7 +167,9 @@ impl Policy for Addressing {
     fn observe(&self, observation: &Observation) {
         let timeline = &self.site.timeline;
         match observation {
-            Observation::Asked(client) => self.asked(client),
+            Observation::Asked(client) | Observation::BootServerAsked(client) => {
+                self.asked(client);
+            }
             Observation::Offered {
                 client,
                 address,

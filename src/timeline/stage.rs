@@ -42,6 +42,7 @@ impl Stage {
             Firmware::BiosPxe
             | Firmware::UefiPxe(_)
             | Firmware::UefiHttp(_)
+            | Firmware::RaspberryPi
             | Firmware::Other(_) => Stage::FirmwareAsked,
             Firmware::Ipxe(_) => Stage::LoaderAsked,
             Firmware::System => Stage::SystemAsked,

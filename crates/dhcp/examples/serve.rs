@@ -30,6 +30,7 @@ impl Policy for Site {
             Firmware::UefiPxe(_) => tftp("snponly.efi"),
             Firmware::UefiHttp(_) => Some(Boot::Url(format!("http://{server}/snponly.efi"))),
             Firmware::Ipxe(_) => Some(Boot::Url(format!("http://{server}/boot.ipxe"))),
+            Firmware::RaspberryPi => tftp("bootcode.bin"),
             Firmware::System | Firmware::Other(_) => None,
         }
     }

@@ -533,8 +533,10 @@ impl Exchange<'_> {
         let (client, server, policy) = (&self.client, self.arrival.server, self.place.policy);
         let promise = policy.promise(client.mac);
         reply::add_network(reply, self.arrival.message, self.place.subnet, &promise);
-        let boot = boot_for(client, server, policy)
-            .filter(|boot| reply::add_boot(reply, client, boot, &promise, server, Role::Server));
+        let boot = boot_for(client, server, policy).filter(|boot| {
+            let form = (Role::Server, policy.style(client, server));
+            reply::boot::add(reply, client, boot, &promise, server, form)
+        });
         reply::finish(reply, self.arrival.message);
         boot
     }

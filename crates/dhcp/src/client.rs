@@ -20,6 +20,23 @@ const IPXE_VERSION: u8 = 0xeb;
 /// The boot item inside option 43 (PXE 2.1 table 2-1).
 const BOOT_ITEM: u8 = 71;
 
+/// Addresses of the makers of Raspberry Pis (IEEE's registry).
+const RASPBERRY_PI_OUIS: [[u8; 3]; 6] = [
+    [0xb8, 0x27, 0xeb],
+    [0xdc, 0xa6, 0x32],
+    [0xe4, 0x5f, 0x01],
+    [0x28, 0xcd, 0xc1],
+    [0xd8, 0x3a, 0xdd],
+    [0x2c, 0xcf, 0x67],
+];
+
+/// How the UUID of a Raspberry Pi 4 and later begins, unless its EEPROM was
+/// told another (`DHCP_OPTION97`).
+const RASPBERRY_PI_UUID: &[u8] = b"RPi";
+
+/// Option 93 of a Raspberry Pi that says what it is (IANA: ARM rpiboot).
+const RPIBOOT: u16 = 41;
+
 /// Longest text kept of what a client says of itself, in characters.
 const TEXT_CHARS: usize = 255;
 
@@ -42,6 +59,7 @@ impl Client {
             firmware: firmware(message),
             vendor_class: shown(message, code::VENDOR_CLASS),
             host_name: shown(message, code::HOST_NAME),
+            xid: message.xid,
         })
     }
 }
@@ -80,6 +98,9 @@ fn firmware(message: &Message) -> Firmware {
     if is_ipxe(message) {
         return Firmware::Ipxe(numbers.into_iter().find_map(Arch::from_option_93));
     }
+    if is_raspberry_pi(message, &numbers, says_pxe) {
+        return Firmware::RaspberryPi;
+    }
     let Some(&first) = numbers.first() else {
         return match (says_http, says_pxe) {
             // Nobody says HTTPClient without a number but by accident, and
@@ -100,6 +121,31 @@ fn firmware(message: &Message) -> Firmware {
             None => (number == 0 && !says_http).then_some(Firmware::BiosPxe),
         })
         .unwrap_or(Firmware::Other(first))
+}
+
+/// A Raspberry Pi's ROM says in its DISCOVER that it is an x86 BIOS, and in
+/// its REQUEST (EEPROM of 2020) nothing at all; then what it asks for tells it
+/// from the operating system that runs on it later.
+fn is_raspberry_pi(message: &Message, numbers: &[u16], says_pxe: bool) -> bool {
+    if numbers.first() == Some(&RPIBOOT) {
+        return true;
+    }
+    let is_pis_mac = (message.chaddr.first_chunk())
+        .is_some_and(|maker: &[u8; 3]| RASPBERRY_PI_OUIS.contains(maker));
+    let is_pis_uuid = || uuid(message).is_some_and(|uuid| uuid.starts_with(RASPBERRY_PI_UUID));
+    if !is_pis_mac && !is_pis_uuid() {
+        return false;
+    }
+    let wanted = message.options.get(code::PARAMETERS).unwrap_or_default();
+    let wants_to_boot = || {
+        [code::VENDOR, code::VENDOR_CLASS, code::BOOT_FILE]
+            .iter()
+            .all(|code| wanted.contains(code))
+    };
+    match numbers {
+        [] => says_pxe || wants_to_boot(),
+        numbers => numbers.contains(&0),
+    }
 }
 
 /// Numbers of option 93 that boot by HTTP.
@@ -210,7 +256,7 @@ mod tests {
             (40, Firmware::UefiHttp(Arch::Loongarch64)),
             (2, Firmware::Other(2)),
             (20, Firmware::Other(20)),
-            (41, Firmware::Other(41)),
+            (41, Firmware::RaspberryPi),
         ] {
             assert_eq!(
                 firmware_of(&[(93, &number.to_be_bytes())]),
@@ -285,6 +331,31 @@ mod tests {
             firmware_of(&[bios, (77, b"gPXE"), (175, b"\xeb\x03\x00\x09\x09")]),
             Firmware::BiosPxe
         );
+    }
+
+    fn pi(options: &[(u8, &[u8])]) -> Firmware {
+        let mut message = request(options);
+        message.chaddr[..3].copy_from_slice(&[0xdc, 0xa6, 0x32]);
+        Client::describe(&message).unwrap().firmware
+    }
+
+    #[test]
+    fn a_raspberry_pis_rom_is_told_from_a_bios_and_from_what_runs_on_it_later() {
+        let class: (u8, &[u8]) = (60, b"PXEClient:Arch:00000:UNDI:002001");
+        let bios: (u8, &[u8]) = (93, &[0, 0]);
+        assert_eq!(pi(&[class, bios]), Firmware::RaspberryPi);
+        // The REQUEST of an EEPROM of 2020.
+        let wanted: (u8, &[u8]) = (55, &[1, 3, 43, 60, 66, 67, 128, 129]);
+        assert_eq!(pi(&[wanted]), Firmware::RaspberryPi);
+        assert_eq!(pi(&[(55, &[1, 3, 6, 12, 15, 26, 28])]), Firmware::System);
+        assert_eq!(
+            pi(&[(60, b"PXEClient:Arch:00011:UNDI:003000"), (93, &[0, 11])]),
+            Firmware::UefiPxe(Arch::Arm64)
+        );
+        assert_eq!(pi(&[class, bios, (77, b"iPXE")]), Firmware::Ipxe(None));
+        let uuid: (u8, &[u8]) = (97, b"\0RPi4\x11\x31\xc0\0abcdefgh");
+        assert_eq!(firmware_of(&[class, bios, uuid]), Firmware::RaspberryPi);
+        assert_eq!(firmware_of(&[class, bios]), Firmware::BiosPxe);
     }
 
     #[test]

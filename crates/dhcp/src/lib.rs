@@ -38,6 +38,14 @@ pub trait Policy: Send + Sync + 'static {
     /// only those that boot by TFTP; what does not fit is not sent.
     fn boot(&self, client: &Client, server: Ipv4Addr) -> Option<Boot>;
 
+    /// The form in which this client is told what it boots, asked after
+    /// [`boot`](Policy::boot) for the same packet. HTTP Boot, iPXE and the
+    /// Raspberry Pi know one form each, whatever is answered here.
+    fn style(&self, client: &Client, server: Ipv4Addr) -> Style {
+        let _ = (client, server);
+        Style::default()
+    }
+
     /// What is promised to this MAC: a fixed address, a host name.
     fn promise(&self, mac: Mac) -> Promise;
 
@@ -216,6 +224,9 @@ pub struct Client {
     pub vendor_class: Option<String>,
     /// Option 12 as sent.
     pub host_name: Option<String>,
+    /// xid. A firmware that asks anew usually takes another one, and keeps it
+    /// while it repeats itself.
+    pub xid: u32,
 }
 
 /// What runs on the client, from options 93, 60, 77 and 175.
@@ -229,6 +240,8 @@ pub enum Firmware {
     UefiHttp(Arch),
     /// iPXE, on a BIOS (`None`) or a UEFI of some architecture.
     Ipxe(Option<Arch>),
+    /// A Raspberry Pi's own ROM or EEPROM, which says that it is an x86 BIOS.
+    RaspberryPi,
     /// Not booting from the network: an operating system.
     System,
     /// Boots from the network, of an architecture we do not serve; the number
@@ -253,6 +266,7 @@ impl fmt::Display for Firmware {
             Firmware::UefiHttp(arch) => write!(f, "UEFI HTTP Boot ({arch})"),
             Firmware::Ipxe(None) => write!(f, "iPXE (BIOS)"),
             Firmware::Ipxe(Some(arch)) => write!(f, "iPXE (UEFI {arch})"),
+            Firmware::RaspberryPi => write!(f, "Raspberry Pi"),
             Firmware::System => write!(f, "operating system"),
             Firmware::Other(number) => write!(f, "network boot, architecture {number}"),
         }
@@ -321,6 +335,27 @@ pub enum Boot {
     Url(String),
 }
 
+/// The form of a reply to a PXE firmware. None suits them all: some fall
+/// silent after one and boot with another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Style {
+    /// Option 60, and an option 43 that says: take the file of this packet
+    /// and ask nothing more. One exchange.
+    #[default]
+    Direct,
+    /// File and server as BOOTP has them, without options 60 and 43. Nobody
+    /// takes a proxy's answer for one without option 60: as `Direct` there.
+    Plain,
+    /// Option 60, file and server, no option 43: EDK2 takes it for a BINL
+    /// server's and asks again on port 4011.
+    Binl,
+    /// Option 60 alone: file and server are told on port 4011.
+    ClassOnly,
+    /// Option 60, and an option 43 with a menu of one entry that is taken at
+    /// once; its boot server is asked on port 4011.
+    Menu,
+}
+
 /// What is promised to a MAC. Build it with `..Default::default()`: more is
 /// going to be promised.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -338,8 +373,11 @@ pub struct Promise {
 /// What the server saw or did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Observation {
-    /// A client asked (DISCOVER, or a REQUEST to port 4011).
+    /// A client asked (DISCOVER).
     Asked(Client),
+    /// A client that was offered something asks a boot server for the rest (a
+    /// REQUEST to port 4011, or one with a boot item).
+    BootServerAsked(Client),
     /// It was offered an address or, by the proxy, boot information.
     Offered {
         /// Who.

@@ -11,13 +11,12 @@ use crate::answer::{Arrival, CLIENT_PORT, Destination, Port, Reply, boot_for, de
 use crate::client::boot_item;
 use crate::reply::{self, Role};
 use crate::wire::{BROADCAST_FLAG, MessageType, code};
-use crate::{Client, Firmware, Observation, Policy};
+use crate::{Client, Observation, Policy};
 
 /// Answers a request to port 67 in proxy mode.
 ///
-/// One form serves them all, as seen on the wire: BIOS ROMs, EDK2 and iPXE
-/// take file and siaddr of an OFFER whose option 43 says so and never come to
-/// port 4011; HTTP Boot takes the URL.
+/// In the [`Style`](crate::Style) the site chose for it; HTTP Boot takes the
+/// URL, and iPXE file and siaddr of an OFFER whose option 43 says so.
 pub(crate) fn answer(arrival: &Arrival, client: &Client, policy: &dyn Policy) -> Option<Reply> {
     let request = arrival.message;
     watch(request, arrival.server, arrival.netmask, policy);
@@ -27,14 +26,8 @@ pub(crate) fn answer(arrival: &Arrival, client: &Client, policy: &dyn Policy) ->
     let boot = boot_for(client, arrival.server, policy)?;
     let mut message = reply::begin(request, Some(MessageType::Offer), arrival.server);
     let promise = policy.promise(client.mac);
-    if !reply::add_boot(
-        &mut message,
-        client,
-        &boot,
-        &promise,
-        arrival.server,
-        Role::Proxy,
-    ) {
+    let form = (Role::Proxy, policy.style(client, arrival.server));
+    if !reply::boot::add(&mut message, client, &boot, &promise, arrival.server, form) {
         return None;
     }
     reply::finish(&mut message, request);
@@ -75,7 +68,7 @@ pub(crate) fn boot_server(
     if !client.firmware.is_network_boot() {
         return None;
     }
-    policy.observe(&Observation::Asked(client.clone()));
+    policy.observe(&Observation::BootServerAsked(client.clone()));
     let address = client_address(arrival);
     if let Some(address) = address.filter(|&address| arrival.is_on_link(address)) {
         policy.observe(&Observation::Bound {
@@ -87,28 +80,15 @@ pub(crate) fn boot_server(
     let boot = boot_for(client, arrival.server, policy)?;
     let mut message = reply::begin(request, Some(MessageType::Ack), arrival.server);
     let promise = policy.promise(client.mac);
-    if !reply::add_boot(
-        &mut message,
-        client,
-        &boot,
-        &promise,
-        arrival.server,
-        Role::Proxy,
-    ) {
+    let form = (Role::BootServer, policy.style(client, arrival.server));
+    if !reply::boot::add(&mut message, client, &boot, &promise, arrival.server, form) {
         return None;
     }
     message.ciaddr = request.ciaddr;
-    match boot_item(request) {
-        // Only an answer with the same item is taken.
-        Some([a, b, c, d]) => {
-            message.yiaddr = request.ciaddr;
-            message.options.set(code::VENDOR, [71, 4, a, b, c, d, 255]);
-        }
-        // EDK2 asked because it saw no option 43; it takes the file as it is.
-        None if matches!(client.firmware, Firmware::UefiPxe(_)) => {
-            message.options.take(code::VENDOR);
-        }
-        None => {}
+    // Only an answer with the same item is taken.
+    if let Some([a, b, c, d]) = boot_item(request) {
+        message.yiaddr = request.ciaddr;
+        message.options.set(code::VENDOR, [71, 4, a, b, c, d, 255]);
     }
     reply::finish(&mut message, request);
     policy.observe(&Observation::Offered {

@@ -1,23 +1,15 @@
-//! Replies as clients want to read them: what a firmware boots, in the form
-//! it understands (RFC 2132, RFC 4578, PXE 2.1 section 2.2).
-//!
-//! What each firmware needs was seen on the wire of EDK2 2022.11 and of iPXE
-//! 2019 and 2026.
+//! Replies as clients want to read them (RFC 2132); `boot` is what a firmware
+//! is told to boot.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::client::{HTTP_CLASS, PXE_CLASS};
-use crate::wire::{FILE_BYTES, Message, MessageType, Op, code};
-use crate::{Boot, Client, Firmware, Promise, Subnet};
+use crate::wire::{Message, MessageType, Op, code};
+use crate::{Promise, Subnet};
 
-/// Option 43 with discovery control (6) bit 3: take the boot file of this
-/// very packet; no menu, no discovery, no request to port 4011. BIOS ROMs,
-/// EDK2 and iPXE all go straight to TFTP on it.
-const BOOT_FROM_HERE: [u8; 4] = [6, 1, 8, 255];
+pub(crate) mod boot;
 
-/// Option 175 with no-pxedhcp (176): iPXE does not wait 2 s for a ProxyDHCP.
-const NO_PROXY: [u8; 3] = [176, 1, 1];
+pub(crate) use boot::Role;
 
 /// DHCP payload every client takes (RFC 2131 section 2: 576 bytes of IP).
 const MIN_REPLY_BYTES: u16 = 548;
@@ -40,15 +32,6 @@ const DISPENSABLE: [u8; 11] = [
     code::INITIATOR_NAME,
     code::DNS,
 ];
-
-/// Whose answer the boot information goes into.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// The one that also lends the address.
-    Server,
-    /// One beside it, or on port 4011.
-    Proxy,
-}
 
 /// A reply with what every reply has.
 pub(crate) fn begin(request: &Message, kind: Option<MessageType>, server: Ipv4Addr) -> Message {
@@ -120,67 +103,6 @@ pub(crate) fn add_network(
     if let Some(mtu) = subnet.mtu.filter(|_| wants(code::MTU)) {
         options.set(code::MTU, mtu.to_be_bytes());
     }
-}
-
-/// Adds what the client boots, and returns whether its firmware could make
-/// something of it.
-pub(crate) fn add_boot(
-    reply: &mut Message,
-    client: &Client,
-    boot: &Boot,
-    promise: &Promise,
-    server: Ipv4Addr,
-    role: Role,
-) -> bool {
-    match (client.firmware, boot) {
-        (Firmware::System, _)
-        | (Firmware::UefiHttp(_), Boot::Tftp { .. })
-        | (Firmware::BiosPxe | Firmware::UefiPxe(_) | Firmware::Other(_), Boot::Url(_)) => {
-            return false;
-        }
-        (Firmware::UefiHttp(_), Boot::Url(_)) => {
-            reply.options.set(code::VENDOR_CLASS, HTTP_CLASS);
-        }
-        (Firmware::Ipxe(_), _) if role == Role::Server => {
-            reply.options.set(code::IPXE, NO_PROXY);
-        }
-        (Firmware::BiosPxe | Firmware::UefiPxe(_) | Firmware::Other(_) | Firmware::Ipxe(_), _) => {
-            reply.options.set(code::VENDOR_CLASS, PXE_CLASS);
-            reply.options.set(code::VENDOR, BOOT_FROM_HERE);
-        }
-    }
-    // siaddr always: without it EDK2 asks the server identifier, and iPXE
-    // drops a proxy's answer even where the file is a URL.
-    let name = match boot {
-        Boot::Tftp { server, file } => {
-            reply.siaddr = *server;
-            reply.options.set(code::TFTP_SERVER, server.to_string());
-            file
-        }
-        Boot::Url(url) => {
-            reply.siaddr = server;
-            url
-        }
-    };
-    // The header for those that look only there, with room for a NUL. HTTP
-    // Boot looks at the option first and no further.
-    if name.len() < FILE_BYTES && !matches!(client.firmware, Firmware::UefiHttp(_)) {
-        reply.file = name.as_bytes().to_vec();
-    }
-    // With a NUL: ROMs need one, and EDK2 would write its own over the code
-    // of the next option.
-    reply
-        .options
-        .set(code::BOOT_FILE, [name.as_bytes(), &[0]].concat());
-    if matches!(client.firmware, Firmware::Ipxe(_)) {
-        if let Some(path) = &promise.root_path {
-            reply.options.set(code::ROOT_PATH, path.as_str());
-        }
-        if let Some(name) = &promise.initiator_name {
-            reply.options.set(code::INITIATOR_NAME, name.as_str());
-        }
-    }
-    true
 }
 
 /// Adds what is echoed, and shortens the reply to what the client takes.

@@ -15,6 +15,7 @@ fn client(firmware: Firmware) -> Client {
         firmware,
         vendor_class: None,
         host_name: None,
+        xid: 0,
     }
 }
 

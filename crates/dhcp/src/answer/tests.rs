@@ -8,6 +8,8 @@ use crate::lease::tests::{Memory, SERVER, Site, at, host, mac, subnet};
 use crate::wire::tests::vector;
 use crate::{Arch, Firmware, Promise};
 
+mod styles;
+
 const LEASE_TIME: Duration = Duration::from_secs(3600);
 const OTHER_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const SCRIPT: &str = "http://10.0.0.1/boot.ipxe";

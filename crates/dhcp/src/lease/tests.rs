@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 
 use super::*;
-use crate::{Boot, Firmware, Observation, Promise};
+use crate::{Boot, Firmware, Observation, Promise, Style};
 
 /// A site in memory.
 #[derive(Default)]
 pub(crate) struct Site {
     pub(crate) boots: Mutex<Vec<(Firmware, Boot)>>,
+    pub(crate) style: Mutex<Style>,
     pub(crate) promises: Mutex<BTreeMap<Mac, Promise>>,
     pub(crate) in_use: Mutex<HashSet<Ipv4Addr>>,
     pub(crate) observed: Mutex<Vec<Observation>>,
@@ -52,6 +53,10 @@ impl Policy for Site {
             .iter()
             .find(|(firmware, _)| *firmware == client.firmware)
             .map(|(_, boot)| boot.clone())
+    }
+
+    fn style(&self, _client: &Client, _server: Ipv4Addr) -> Style {
+        *self.style.lock().unwrap()
     }
 
     fn promise(&self, mac: Mac) -> Promise {
@@ -217,6 +222,7 @@ fn client(number: u8) -> Client {
         firmware: Firmware::System,
         vendor_class: None,
         host_name: None,
+        xid: 0,
     }
 }
 
