@@ -19,6 +19,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, FileType, SeekFrom, fallocate, fstat, fstatvfs, seek};
 use rustix::io::Errno;
 
+use crate::doubt::{self, BootId};
 use crate::zeros::zeros;
 use crate::{Segment, Space};
 
@@ -28,7 +29,7 @@ pub(crate) mod recorder;
 /// The host's file system.
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
-    boot_id: [u8; 16],
+    boot_id: BootId,
     #[cfg(test)]
     recorder: Option<std::sync::Arc<recorder::Recorder>>,
 }
@@ -36,19 +37,37 @@ pub(crate) struct Files {
 impl Files {
     /// The file system as it is, in the kernel's present boot.
     pub(crate) fn real() -> io::Result<Files> {
-        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let boot_id = uuid::Uuid::parse_str(text.trim())
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         Ok(Files {
-            boot_id: boot_id.into_bytes(),
+            boot_id: doubt::boot_id()?,
             #[cfg(test)]
             recorder: None,
         })
     }
 
     /// Which boot of the kernel this is; another one has another page cache.
-    pub(crate) fn boot_id(&self) -> [u8; 16] {
+    pub(crate) fn boot_id(&self) -> BootId {
         self.boot_id
+    }
+
+    /// Which boot of the kernel what is in a file belongs to: another one since
+    /// a sync of it failed ([`doubt`]), after which it is read as the device
+    /// has it. Asked by who holds its lock, before anything of it is read.
+    pub(crate) fn settled(&self, path: &Path) -> io::Result<BootId> {
+        #[cfg(test)]
+        if let Some(recorder) = &self.recorder {
+            let doubt = recorder.settle(path)?;
+            return Ok(doubt.boot_of(self.boot_id));
+        }
+        doubt::settle(path, self.boot_id)
+    }
+
+    /// The same of a file that is only read, without a change of anything.
+    pub(crate) fn boot_of(&self, path: &Path) -> io::Result<BootId> {
+        #[cfg(test)]
+        if let Some(recorder) = &self.recorder {
+            return Ok(recorder.doubt(path).boot_of(self.boot_id));
+        }
+        Ok(doubt::of(path, self.boot_id)?.boot_of(self.boot_id))
     }
 
     /// Creates a file that is not there yet.
@@ -62,6 +81,7 @@ impl Files {
             .open(path)?;
         Ok(File {
             file,
+            boot_id: self.boot_id,
             #[cfg(test)]
             recorded,
         })
@@ -72,6 +92,7 @@ impl Files {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         Ok(File {
             file,
+            boot_id: self.boot_id,
             #[cfg(test)]
             recorded: self.recorder.as_ref().map(|r| r.open(path)),
         })
@@ -81,6 +102,7 @@ impl Files {
     pub(crate) fn open_to_read(&self, path: &Path) -> io::Result<File> {
         Ok(File {
             file: fs::File::open(path)?,
+            boot_id: self.boot_id,
             #[cfg(test)]
             recorded: None,
         })
@@ -192,6 +214,7 @@ impl Files {
 #[derive(Debug)]
 pub(crate) struct File {
     file: fs::File,
+    boot_id: BootId,
     #[cfg(test)]
     recorded: Option<recorder::Recorded>,
 }
@@ -217,8 +240,23 @@ impl File {
         Ok(())
     }
 
-    /// Makes what is in the file durable, its length included.
+    /// Makes what is in the file durable, its length included. That it failed
+    /// is noted on the file, for who opens it next.
     pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.synced().inspect_err(|error| self.doubt(error))
+    }
+
+    fn doubt(&self, error: &io::Error) {
+        #[cfg(test)]
+        if let Some(recorded) = &self.recorded {
+            recorded.doubt(error);
+            return;
+        }
+        tracing::debug!(%error, "noted on the file");
+        doubt::raise(&self.file, self.boot_id);
+    }
+
+    fn synced(&self) -> io::Result<()> {
         #[cfg(test)]
         let noted = Noted::begin(self.recorded.as_ref(), recorder::Op::Sync)?;
         self.file.sync_data()?;
@@ -294,6 +332,10 @@ impl File {
     /// Asks whether writeback has failed since the last question, without
     /// waiting for any: a wait for a byte behind the end of the file.
     pub(crate) fn writeback_error(&self) -> io::Result<()> {
+        self.written_back().inspect_err(|error| self.doubt(error))
+    }
+
+    fn written_back(&self) -> io::Result<()> {
         #[cfg(test)]
         Noted::begin(self.recorded.as_ref(), |_| recorder::Op::WritebackError)?;
         let end = i64::try_from(self.file.metadata()?.len()).unwrap_or(i64::MAX - 1);

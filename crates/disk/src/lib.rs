@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 pub mod contract;
 mod description;
+mod doubt;
 mod error;
 mod files;
 mod formats;

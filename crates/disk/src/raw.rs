@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, SeekFrom, flock, seek};
 use crate::health::{Health, trouble};
 use crate::{
     Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, OpenError, Segment, Space,
-    files, range,
+    doubt, files, range,
 };
 
 /// A raw file or block device.
@@ -135,6 +135,11 @@ impl Raw {
             other => trouble(context("locking"), other.into()),
         })?;
 
+        if writable && kind.is_file() {
+            doubt::boot_id()
+                .and_then(|boot_id| doubt::settle(path, boot_id))
+                .map_err(|e| trouble(context("reading"), e))?;
+        }
         let (mut logical, mut physical) = (512, 4096);
         if kind.is_block_device() {
             let geometry = |e: rustix::io::Errno| trouble(context("asking"), e.into());
@@ -316,9 +321,12 @@ impl Disk for Raw {
             return Ok(());
         }
         self.health.check()?;
-        self.file
-            .sync_data()
-            .map_err(|error| self.health.sync_failed(self.context("flushing"), error))
+        self.file.sync_data().map_err(|error| {
+            if let Ok(boot_id) = doubt::boot_id() {
+                doubt::raise(&self.file, boot_id);
+            }
+            self.health.sync_failed(self.context("flushing"), error)
+        })
     }
 
     fn unmap(&self, offset: u64, bytes: u64) -> Result<(), DiskError> {

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 mod remake;
 
-use remake::pages_of;
+use remake::{Contents, pages_of};
+
+use crate::doubt::Doubt;
 
 /// A file or directory as an inode: it keeps its number through renames.
 pub(crate) type Node = usize;
@@ -34,6 +36,8 @@ pub(crate) enum Op {
     /// will, for the kernel takes the pages for clean. Names and lengths are no
     /// pages: they stay to be synced.
     SyncFailed(Node),
+    /// A file read as the device has it, since a sync of it failed.
+    Forgotten(Node, Contents),
     /// A question about writeback; changes nothing.
     WritebackError,
     /// A moment somebody wants to remember.
@@ -57,6 +61,8 @@ struct State {
     names: BTreeMap<Node, BTreeMap<String, Node>>,
     nodes: usize,
     events: Vec<Event>,
+    /// What is noted of files whose syncs failed.
+    doubts: BTreeMap<Node, Doubt>,
 }
 
 /// An operation, and the event before which it had ended.
@@ -116,8 +122,40 @@ impl Recorder {
 
     /// Whether a sync of a file has failed so far.
     pub(crate) fn has_failed_sync(&self) -> bool {
-        let failed = |event: &Event| matches!(event.op, Op::SyncFailed(_));
-        self.state().events.iter().any(failed)
+        !self.state().doubts.is_empty()
+    }
+
+    /// What is noted of a file.
+    pub(super) fn doubt(&self, path: &Path) -> Doubt {
+        let state = self.state();
+        if state.doubts.is_empty() {
+            return Doubt::default();
+        }
+        let (dir, name) = state.place(path);
+        let node = state.names[&dir].get(&name);
+        node.and_then(|node| state.doubts.get(node).copied())
+            .unwrap_or_default()
+    }
+
+    /// Makes the device speak if a sync of a file has failed: what was lost
+    /// then is lost now.
+    pub(super) fn settle(self: &Arc<Self>, path: &Path) -> io::Result<Doubt> {
+        let doubt = self.doubt(path);
+        if doubt.is_open {
+            let file = self.open(path);
+            let synced = file.begin(Op::Sync).inspect_err(|e| file.doubt(e))?;
+            file.ended(synced);
+            let mut state = self.state();
+            let contents = state.on_the_device(file.node);
+            contents.put(&fs::OpenOptions::new().write(true).open(path)?);
+            state.done(Op::Forgotten(file.node, contents));
+            let settled = Doubt {
+                is_open: false,
+                ..doubt
+            };
+            state.doubts.insert(file.node, settled);
+        }
+        Ok(doubt)
     }
 
     pub(crate) fn has_hook(&self) -> bool {
@@ -336,6 +374,16 @@ impl Recorded {
     /// Notes an operation before it is done; to be [`ended`](Self::ended).
     pub(super) fn begin(&self, op: impl FnOnce(Node) -> Op) -> io::Result<usize> {
         self.recorder.note(op(self.node), &self.name)
+    }
+
+    /// The system said no to a sync; of a death, which no system said, nobody
+    /// hears.
+    pub(super) fn doubt(&self, error: &io::Error) {
+        if error.raw_os_error().is_some() {
+            let mut state = self.recorder.state();
+            let doubt = state.doubts.entry(self.node).or_default();
+            *doubt = doubt.more();
+        }
     }
 
     /// The operation has ended.

@@ -122,10 +122,11 @@ impl Frozen {
             let what = format!("has {length} bytes, not {}", block_count * BLOCK_BYTES);
             return Err(corrupt(&dir.join("data"), &what));
         }
+        let boot_id = files.settled(&dir.join("data"))?;
         let names = files.names(dir)?;
         let live = dir.join("live");
         if names.iter().any(|name| name == "live")
-            && let Some(file) = Live::current(files, &live, entry.number, block_count)?
+            && let Some(file) = Live::current(&live, boot_id, entry.number, block_count)?
         {
             *layer.write_marks() = Marks::LiveFile(file);
             return Ok(Found::Whole(layer));

@@ -15,6 +15,9 @@ use crate::{BaseId, DiskError, OpenError};
 /// Length of one head.
 const HEAD_BYTES: usize = 4096;
 
+/// Written in turn.
+const HEAD_FILES: [&str; 2] = ["head.a", "head.b"];
+
 const MAGIC: &[u8; 8] = b"DLOVHEAD";
 
 /// Version of the whole overlay format.
@@ -92,7 +95,7 @@ impl Head {
     pub(super) fn read(dir: &Path) -> Result<Head, OpenError> {
         let mut newest: Option<Head> = None;
         let mut found = false;
-        for name in ["head.a", "head.b"] {
+        for name in HEAD_FILES {
             let bytes = match read_at_most(&dir.join(name), HEAD_BYTES + 1) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -133,11 +136,23 @@ impl Head {
         })
     }
 
+    /// Reads the newest head that the device has: one whose sync failed was
+    /// never there, and the next one would take the place of the one before.
+    /// The caller holds the lock.
+    pub(super) fn settled(files: &Files, dir: &Path) -> Result<Head, OpenError> {
+        for name in HEAD_FILES {
+            let path = dir.join(name);
+            let context = || format!("reading {}", path.display());
+            files.settled(&path).map_err(|e| trouble(context(), e))?;
+        }
+        Head::read(dir)
+    }
+
     /// Makes durable what [`read`](Self::read) found: a process that died may
     /// have written the newest head and not synced it. Until then neither the
     /// other head may be overwritten nor anything removed that it names.
     pub(super) fn sync(files: &Files, dir: &Path) -> io::Result<()> {
-        for name in ["head.a", "head.b"] {
+        for name in HEAD_FILES {
             match files.open_file(&dir.join(name)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 file => file?.sync_data()?,
@@ -154,7 +169,7 @@ impl Head {
             .sequence
             .checked_add(1)
             .ok_or_else(|| io::Error::other("no more heads"))?;
-        let name = ["head.a", "head.b"][usize::from(self.sequence % 2 == 1)];
+        let name = HEAD_FILES[usize::from(self.sequence % 2 == 1)];
         let path = dir.join(name);
         let bytes = self.emit();
         match files.open_file(&path) {

@@ -79,7 +79,7 @@ impl Layer {
         let data = files.create_file(&dir.join("data"))?;
         data.set_len(blocks * BLOCK_BYTES)?;
         data.sync_data()?;
-        let live = Live::create(files, &dir.join("live"), number, blocks)?;
+        let live = Live::create(files, &dir.join("live"), files.boot_id(), number, blocks)?;
         let journal = match mode {
             OverlayMode::Keep => Journal::begin(files, &dir, blocks)?,
             OverlayMode::Reset => Journal::none(&dir),
@@ -95,7 +95,7 @@ impl Layer {
     }
 
     /// Opens a layer whose marks are those of this boot of the kernel; `None`
-    /// when they are void.
+    /// when they are void: the host was lost, or a sync of the data failed.
     pub(super) fn open(
         files: &Files,
         overlay_dir: &Path,
@@ -104,14 +104,15 @@ impl Layer {
     ) -> io::Result<Option<Layer>> {
         let dir = layer_dir(overlay_dir, number);
         let blocks = size_bytes.div_ceil(BLOCK_BYTES);
-        match Live::open(files, &dir.join("live"), number, blocks)? {
+        let boot_id = files.settled(&dir.join("data"))?;
+        match Live::open(files, &dir.join("live"), boot_id, number, blocks)? {
             None => Ok(None),
             Some(live) => Layer::over(files, dir, live).map(Some),
         }
     }
 
-    /// Opens a layer after the host was lost: checkpoint and log say what is
-    /// in it.
+    /// Opens a layer whose marks are void: checkpoint and log say what is in
+    /// it.
     pub(super) fn recover(
         files: &Files,
         overlay_dir: &Path,
@@ -151,7 +152,8 @@ pub(super) fn replayed(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let live = Live::create(files, new, number, block_count)?;
+    let boot_id = files.boot_of(&dir.join("data"))?;
+    let live = Live::create(files, new, boot_id, number, block_count)?;
     journal::replay(files, dir, &live)?;
     Ok(live)
 }

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::doubt::BootId;
 use crate::files::Files;
 
 /// Blocks whose marks share a stripe's lock: whole words of marks.
@@ -80,17 +81,18 @@ impl Live {
     pub(super) const LOW_BITS: u64 = 0x5555_5555_5555_5555;
 
     /// Creates the file at `path` with every mark [`Mark::Below`], valid in
-    /// the present boot of the kernel.
+    /// the boot of the kernel that the layer's data belongs to.
     pub(super) fn create(
         files: &Files,
         path: &Path,
+        boot_id: BootId,
         layer: u32,
         block_count: u64,
     ) -> io::Result<Live> {
         let bytes = file_bytes(block_count)?;
         let file = files.create_file(path)?;
         file.reserve(bytes as u64)?;
-        file.write_all_at(&head(files.boot_id(), layer, block_count), 0)?;
+        file.write_all_at(&head(boot_id, layer, block_count), 0)?;
         let mapping = MmapOptions::new().len(bytes).map_raw(file.inner())?;
         Ok(Live {
             mapping,
@@ -103,6 +105,7 @@ impl Live {
     pub(super) fn open(
         files: &Files,
         path: &Path,
+        boot_id: BootId,
         layer: u32,
         block_count: u64,
     ) -> io::Result<Option<Live>> {
@@ -111,7 +114,7 @@ impl Live {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        if !is_current(files, file.inner(), layer, block_count)? {
+        if !is_current(boot_id, file.inner(), layer, block_count)? {
             return Ok(None);
         }
         let mapping = MmapOptions::new().len(bytes).map_raw(file.inner())?;
@@ -126,13 +129,13 @@ impl Live {
     /// The file at `path`, to read the marks of a layer that is not written any
     /// more; `None` as for [`open`](Self::open).
     pub(super) fn current(
-        files: &Files,
         path: &Path,
+        boot_id: BootId,
         layer: u32,
         block_count: u64,
     ) -> io::Result<Option<std::fs::File>> {
         let file = std::fs::File::open(path)?;
-        Ok(is_current(files, &file, layer, block_count)?.then_some(file))
+        Ok(is_current(boot_id, &file, layer, block_count)?.then_some(file))
     }
 
     /// Where a page of marks lies in the file.
@@ -243,7 +246,7 @@ impl Live {
 
 /// Whether a file holds marks of the present boot of the kernel.
 fn is_current(
-    files: &Files,
+    boot_id: BootId,
     file: &std::fs::File,
     layer: u32,
     block_count: u64,
@@ -253,10 +256,10 @@ fn is_current(
     }
     let mut found = [0; HEAD_BYTES];
     file.read_exact_at(&mut found, 0)?;
-    Ok(found == head(files.boot_id(), layer, block_count))
+    Ok(found == head(boot_id, layer, block_count))
 }
 
-fn head(boot_id: [u8; 16], layer: u32, block_count: u64) -> [u8; HEAD_BYTES] {
+fn head(boot_id: BootId, layer: u32, block_count: u64) -> [u8; HEAD_BYTES] {
     let mut bytes = [0; HEAD_BYTES];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&1_u32.to_le_bytes()); // version
@@ -287,7 +290,14 @@ mod tests {
     fn live(block_count: u64) -> (tempfile::TempDir, Live) {
         let dir = tempfile::tempdir().unwrap();
         let files = Files::real().unwrap();
-        let live = Live::create(&files, &dir.path().join("live"), 3, block_count).unwrap();
+        let live = Live::create(
+            &files,
+            &dir.path().join("live"),
+            files.boot_id(),
+            3,
+            block_count,
+        )
+        .unwrap();
         (dir, live)
     }
 
@@ -335,10 +345,10 @@ mod tests {
         drop(live);
         let path = dir.path().join("live");
         let files = Files::real().unwrap();
-        let again = Live::open(&files, &path, 3, 100).unwrap().unwrap();
-        assert_eq!(again.run(0, 100), (Mark::Own, 1));
-        let rebooted = files.in_another_boot();
-        assert!(Live::open(&rebooted, &path, 3, 100).unwrap().is_none());
-        assert!(Live::open(&files, &path, 4, 100).unwrap().is_none());
+        let boot_id = files.boot_id();
+        let open = |boot_id, layer| Live::open(&files, &path, boot_id, layer, 100).unwrap();
+        assert_eq!(open(boot_id, 3).unwrap().run(0, 100), (Mark::Own, 1));
+        assert!(open(files.in_another_boot().boot_id(), 3).is_none());
+        assert!(open(boot_id, 4).is_none());
     }
 }

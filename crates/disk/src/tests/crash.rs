@@ -81,6 +81,13 @@ pub(crate) trait Subject: Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// What else must be true of a disk found in the same boot after a sync of
+    /// one of its files failed; `lost` says that answered writes are gone.
+    fn judge_failed_sync(&self, site: &Site<Self>, lost: bool) -> Result<(), String> {
+        let _ = (site, lost);
+        Ok(())
+    }
+
     /// What else must be true of a disk found after a loss of power before
     /// event `moment`; `lost` says that answered writes are gone.
     fn judge(

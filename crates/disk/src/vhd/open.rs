@@ -17,6 +17,7 @@ use super::footer::{FOOTER_BYTES, Footer, MAX_SIZE_BYTES, OLD_FOOTER_BYTES, SECT
 use super::header::{HEADER_BYTES, Header, LOCATOR_BYTES, LOCATORS_AT};
 use super::parent::Child;
 use super::{Fault, Kind, NOT_REPAIRED, Vhd};
+use crate::doubt::BootId;
 use crate::files::{File, Files};
 use crate::health::{Health, trouble};
 use crate::parents::Chain;
@@ -44,7 +45,7 @@ pub(super) fn open_in(
     chain: &Chain,
 ) -> Result<Vhd, OpenError> {
     let access = opening.access;
-    let (file, file_bytes) = locked(files, path, access)?;
+    let (file, file_bytes, boot_id) = locked(files, path, access)?;
     let found = Found::read(path, &file, file_bytes)?;
     let size_bytes = found.footer.size_bytes();
     let size_field = |reason: String| OpenError::Malformed {
@@ -92,7 +93,7 @@ pub(super) fn open_in(
                     parent.path.display()
                 )));
             }
-            blocks.differences = Some(Differences::above(Arc::new(parent), files.boot_id(), roomy));
+            blocks.differences = Some(Differences::above(Arc::new(parent), boot_id, roomy));
             Some(blocks)
         }
     };
@@ -160,8 +161,8 @@ fn map(path: &Path, file: &File, bytes: u64) -> Option<MmapRaw> {
         .ok()
 }
 
-/// The file, locked, and its length.
-fn locked(files: &Files, path: &Path, access: Access) -> Result<(File, u64), OpenError> {
+/// The file, locked, its length, and the boot its shadows must be of.
+fn locked(files: &Files, path: &Path, access: Access) -> Result<(File, u64, BootId), OpenError> {
     let context = |what: &str| format!("{what} {}", path.display());
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => OpenError::Missing {
@@ -192,8 +193,13 @@ fn locked(files: &Files, path: &Path, access: Access) -> Result<(File, u64), Ope
         },
         other => trouble(context("locking"), other.into()).into(),
     })?;
+    let boot_id = match access {
+        Access::ReadWrite => files.settled(path),
+        Access::ReadOnly => files.boot_of(path),
+    };
+    let boot_id = boot_id.map_err(failed)?;
     let metadata = file.inner().metadata().map_err(failed)?;
-    Ok((file, metadata.len()))
+    Ok((file, metadata.len(), boot_id))
 }
 
 /// The footers of a file.

@@ -21,6 +21,7 @@ use super::space::Space;
 use super::volatile::{Change, Owner, Zone};
 use super::windows::Windows;
 use super::{FILE_BYTES_MAX, STRIPES, Vhdx, log, parent};
+use crate::doubt::BootId;
 use crate::files::{File, Files};
 use crate::health::{Health, trouble};
 use crate::parents::Chain;
@@ -43,12 +44,12 @@ impl Vhdx {
         chain: &Chain,
     ) -> Result<Vhdx, OpenError> {
         let chain = chain.with(path)?;
-        let file = open_locked(files, path, opening.access)?;
-        Vhdx::read(files, file, path, opening, &chain)
+        let (file, boot_id) = open_locked(files, path, opening.access)?;
+        Vhdx::read(boot_id, file, path, opening, &chain)
     }
 
     fn read(
-        files: &Files,
+        boot_id: BootId,
         file: File,
         path: &Path,
         opening: &Opening,
@@ -63,7 +64,7 @@ impl Vhdx {
         let header = headers.current.clone();
         let replay = log::read(&source, &header)?;
         let owner = Owner {
-            boot_id: files.boot_id(),
+            boot_id,
             log: header.log,
         };
         // Its records came after an entry of the log; without one, whatever
@@ -79,7 +80,7 @@ impl Vhdx {
         let layout = Layout::new(&metadata);
         let bat = Bat::open(&source, regions.bat, &layout)?;
         let vhdx = Vhdx {
-            boot_id: files.boot_id(),
+            boot_id,
             access: opening.access,
             layout,
             bitmaps: Bitmaps::new(&layout),
@@ -286,8 +287,9 @@ fn zero(file: &File, offset: u64, bytes: u64) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Opens the file, with the lock of its one writer or of its readers.
-fn open_locked(files: &Files, path: &Path, access: Access) -> Result<File, OpenError> {
+/// Opens the file, with the lock of its one writer or of its readers, and
+/// answers the boot its records must be of.
+fn open_locked(files: &Files, path: &Path, access: Access) -> Result<(File, BootId), OpenError> {
     let (file, lock) = match access {
         Access::ReadOnly => (
             files.open_to_read(path),
@@ -307,8 +309,13 @@ fn open_locked(files: &Files, path: &Path, access: Access) -> Result<File, OpenE
         file => file.map_err(|e| failed("opening", e))?,
     };
     match flock(file.inner(), lock) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(OpenError::InUse { path }),
-        Err(error) => Err(failed("locking", error.into()).into()),
+        Ok(()) => {}
+        Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse { path }),
+        Err(error) => return Err(failed("locking", error.into()).into()),
     }
+    let boot_id = match access {
+        Access::ReadWrite => files.settled(&path),
+        Access::ReadOnly => files.boot_of(&path),
+    };
+    Ok((file, boot_id.map_err(|e| failed("reading", e))?))
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
 
-use super::{Event, Node, Op, Recorder};
+use super::{Event, Node, Op, Recorder, State};
 
 /// Unit in which unsynced writes are torn.
 const SECTOR_BYTES: u64 = 512;
@@ -45,40 +45,12 @@ impl Recorder {
                         }
                     }
                 }
-                Op::Write(node, offset, bytes) => {
-                    let durable = is_durable(*node) && !syncs.fail(*node, index, event.ended);
-                    let file = files.entry(*node).or_default();
-                    if durable {
-                        file.write(*offset, bytes);
-                        continue;
-                    }
-                    for (at, end) in sectors(*offset, *offset + bytes.len() as u64) {
-                        if fate() {
-                            file.write(at, &bytes[index_of(at - offset)..index_of(end - offset)]);
-                        }
+                op => {
+                    if let Some(node) = node_of(op) {
+                        let file = files.entry(node).or_default();
+                        syncs.replay(file, index, event, fate);
                     }
                 }
-                Op::Punch(node, offset, bytes) => {
-                    let durable = is_durable(*node);
-                    let file = files.entry(*node).or_default();
-                    for (at, end) in sectors(*offset, (offset + bytes).min(file.bytes)) {
-                        if durable || fate() {
-                            file.zero(at, end);
-                        }
-                    }
-                }
-                Op::SetLen(node, bytes) => {
-                    if is_durable(*node) || fate() {
-                        files.entry(*node).or_default().set_len(*bytes);
-                    }
-                }
-                Op::Reserve(node, bytes) => {
-                    if is_durable(*node) || fate() {
-                        let file = files.entry(*node).or_default();
-                        file.bytes = file.bytes.max(*bytes);
-                    }
-                }
-                Op::Sync(_) | Op::SyncFailed(_) | Op::WritebackError | Op::Tick => {}
             }
         }
         let mut world = World {
@@ -88,6 +60,40 @@ impl Recorder {
             files,
         };
         world.make(0, &state.root, target);
+    }
+}
+
+impl State {
+    /// What the device has of a file of which nothing is dirty: of writes that
+    /// a failed sync was to make durable perhaps nothing. Not the same luck
+    /// each time.
+    pub(super) fn on_the_device(&self, node: Node) -> Contents {
+        let syncs = Syncs::until(self.events.len(), &self.events);
+        let kept_in_4 = [0, 4, 2][self.events.len() % 3];
+        let mut asked = self.events.len();
+        let mut fate = || {
+            asked = asked.wrapping_mul(0x9e37_79b9).wrapping_add(0x7f4a_7c15);
+            (asked >> 16) % 4 < kept_in_4
+        };
+        let mut contents = Contents::default();
+        for (index, event) in self.events.iter().enumerate() {
+            if node_of(&event.op) == Some(node) {
+                syncs.replay(&mut contents, index, event, &mut fate);
+            }
+        }
+        contents
+    }
+}
+
+/// The file whose contents an operation is about.
+fn node_of(op: &Op) -> Option<Node> {
+    match op {
+        Op::Write(node, ..)
+        | Op::Punch(node, ..)
+        | Op::SetLen(node, _)
+        | Op::Reserve(node, _)
+        | Op::Forgotten(node, _) => Some(*node),
+        Op::Names(_) | Op::Sync(_) | Op::SyncFailed(_) | Op::WritebackError | Op::Tick => None,
     }
 }
 
@@ -126,6 +132,46 @@ impl Syncs {
         self.first(node, ended).is_some()
     }
 
+    /// Does to a file what is left of an operation on it.
+    fn replay(
+        &self,
+        file: &mut Contents,
+        index: usize,
+        event: &Event,
+        fate: &mut dyn FnMut() -> bool,
+    ) {
+        let Some(node) = node_of(&event.op) else {
+            return;
+        };
+        let is_durable = self.cover(node, event.ended);
+        match &event.op {
+            Op::Write(_, offset, bytes) => {
+                if is_durable && !self.fail(node, index, event.ended) {
+                    file.write(*offset, bytes);
+                    return;
+                }
+                for (at, end) in sectors(*offset, *offset + bytes.len() as u64) {
+                    if fate() {
+                        file.write(at, &bytes[index_of(at - offset)..index_of(end - offset)]);
+                    }
+                }
+            }
+            Op::Punch(_, offset, bytes) => {
+                for (at, end) in sectors(*offset, (offset + bytes).min(file.bytes)) {
+                    if is_durable || fate() {
+                        file.zero(at, end);
+                    }
+                }
+            }
+            Op::SetLen(_, bytes) if is_durable || fate() => file.set_len(*bytes),
+            Op::Reserve(_, bytes) if is_durable || fate() => {
+                file.bytes = file.bytes.max(*bytes);
+            }
+            Op::Forgotten(_, contents) => file.clone_from(contents),
+            _ => {}
+        }
+    }
+
     /// Whether a sync of what was written by event `begun` had failed before.
     fn fail(&self, node: Node, begun: usize, ended: Option<usize>) -> bool {
         let first = self.first(node, ended).unwrap_or(usize::MAX);
@@ -155,8 +201,8 @@ fn index_of(offset: u64) -> usize {
 }
 
 /// What a file holds, sparse: files of a disk are long and mostly empty.
-#[derive(Default)]
-struct Contents {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Contents {
     pages: BTreeMap<u64, Vec<u8>>,
     bytes: u64,
 }
@@ -190,6 +236,21 @@ impl Contents {
             self.zero(bytes, (last + 1) * PAGE_BYTES);
         }
         self.bytes = bytes;
+    }
+}
+
+impl Contents {
+    /// Makes them those of a file, in place of what it has.
+    pub(super) fn put(&self, file: &fs::File) {
+        file.set_len(0).unwrap();
+        file.set_len(self.bytes).unwrap();
+        for (number, page) in &self.pages {
+            if page.iter().any(|&b| b != 0) {
+                let at = number * PAGE_BYTES;
+                let end = index_of((self.bytes - at).min(PAGE_BYTES));
+                file.write_all_at(&page[..end], at).unwrap();
+            }
+        }
     }
 }
 
@@ -240,16 +301,8 @@ impl World {
                 file.write_all_at(&marks, 0).unwrap();
                 continue;
             }
-            let Some(contents) = self.files.get(&node) else {
-                continue;
-            };
-            file.set_len(contents.bytes).unwrap();
-            for (number, page) in &contents.pages {
-                if page.iter().any(|&b| b != 0) {
-                    let at = number * PAGE_BYTES;
-                    let end = index_of((contents.bytes - at).min(PAGE_BYTES));
-                    file.write_all_at(&page[..end], at).unwrap();
-                }
+            if let Some(contents) = self.files.get(&node) {
+                contents.put(&file);
             }
         }
     }

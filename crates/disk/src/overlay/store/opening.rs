@@ -287,7 +287,7 @@ fn find_frozen(files: &Files, dir: &Path, head: &Head) -> io::Result<Option<Vec<
 /// The head of an overlay that was just locked, once what it says is durable;
 /// what it does not name is removed.
 fn read_head(files: &Files, dir: &Path) -> Result<Head, OpenError> {
-    let head = Head::read(dir)?;
+    let head = Head::settled(files, dir)?;
     Head::sync(files, dir)
         .and_then(|()| files.sync_dir(parent(dir)))
         .and_then(|()| remove_orphans(files, dir, &head))

@@ -88,6 +88,10 @@ impl Subject for OverlayOf {
         }
     }
 
+    fn judge_failed_sync(&self, site: &Site<Self>, lost: bool) -> Result<(), String> {
+        is_said(&site.disk(), lost)
+    }
+
     fn judge(
         &self,
         _: &Site<Self>,

@@ -115,21 +115,45 @@ impl<S: Subject> Case<S> {
         site.kill();
         site.reopen()
             .map_err(|e| about(format!("cannot be opened again: {e}")))?;
-        site.check_answered()
-            .and_then(|()| site.subject.judge_death(site))
-            .map_err(|e| about(format!("after a death: {e}")))?;
-        let mut moments = vec![*met, met + dice.below(died - met + 1), died];
-        // What a failed sync has lost, which the kernel shows on, the next
-        // process cannot know.
-        if !site.recorder.has_failed_sync() {
-            moments.push(site.recorder.moment());
-        }
+        let found = match site.recorder.has_failed_sync() {
+            false => site
+                .check_answered()
+                .and_then(|()| site.subject.judge_death(site)),
+            // What was answered and not flushed may be gone, if that is said.
+            true => site.check_after_a_failed_sync(),
+        };
+        found.map_err(|e| about(format!("after a death: {e}")))?;
+        let moments = [*met, met + dice.below(died - met + 1), died];
         for moment in moments {
             let kept_in_16 = [0, 8, 16][dice.below(3)];
             site.try_lose_power(moment, &mut || dice.below(16) < kept_in_16)
                 .map_err(&about)?;
         }
+        match site.recorder.has_failed_sync() {
+            true => self.go_on(&mut dice).map_err(about)?,
+            false => self.lose_all(&mut dice).map_err(about)?,
+        }
         Ok(true)
+    }
+
+    /// The next process keeps its promises on what it has found, which the
+    /// device has.
+    fn go_on(&self, dice: &mut Dice) -> Result<(), String> {
+        let site = &self.site;
+        site.begin_a_life()?;
+        let answer = site.write(0, 9).and_then(|()| site.flush());
+        answer.map_err(|e| format!("the next process does not go on: {e}"))?;
+        site.check_answered()
+            .map_err(|e| format!("in the next process: {e}"))?;
+        self.lose_all(dice)
+    }
+
+    /// Loses power now.
+    fn lose_all(&self, dice: &mut Dice) -> Result<(), String> {
+        let kept_in_16 = [0, 8, 16][dice.below(3)];
+        let mut fate = || dice.below(16) < kept_in_16;
+        let now = self.site.recorder.moment();
+        self.site.try_lose_power(now, &mut fate).map(drop)
     }
 
     /// Whether a refusal is the right one.
@@ -173,6 +197,6 @@ fn word_of(op: &Op) -> &'static str {
         Op::Reserve(..) => "a reservation",
         Op::Sync(_) | Op::SyncFailed(_) => "a sync",
         Op::WritebackError => "the question about writeback",
-        Op::Tick => "nothing",
+        Op::Forgotten(..) | Op::Tick => "nothing",
     }
 }

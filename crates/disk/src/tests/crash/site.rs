@@ -284,6 +284,45 @@ impl<S: Subject> Site<S> {
         self.history().check_answered(epoch, &contents)
     }
 
+    /// What a process finds in the same boot after a sync has failed: all that
+    /// was answered, or what a loss of power leaves, and then it is said.
+    pub(crate) fn check_after_a_failed_sync(&self) -> Result<(), String> {
+        let disk = self.disk();
+        let contents = self.contents(&*disk)?;
+        let epoch = self.subject.epoch(&disk);
+        let history = self.history();
+        let lost = match history.check_answered(epoch, &contents) {
+            Ok(()) => false,
+            Err(_) => history.check_power_loss(
+                self.recorder.moment(),
+                epoch,
+                self.subject.is_volatile(),
+                &contents,
+            )?,
+        };
+        drop(history);
+        self.subject.judge_failed_sync(self, lost)
+    }
+
+    /// The history begins anew, with what is found.
+    pub(crate) fn begin_a_life(&self) -> Result<(), String> {
+        let disk = self.disk();
+        let contents = self.contents(&*disk)?;
+        let stamps = contents.iter().map(|(number, bytes)| {
+            let stamp = stamp_of(bytes, *number);
+            stamp.ok_or_else(|| format!("sector {number} is nobody's"))
+        });
+        let mut history = self.history();
+        let (newest, lives) = (history.newest(), history.lives);
+        *history = History::new(
+            stamps.collect::<Result<_, _>>()?,
+            newest,
+            self.subject.epoch(&disk),
+        );
+        history.lives = lives + 1;
+        Ok(())
+    }
+
     /// The number and the bytes of each sector that is worked on.
     pub(crate) fn contents(&self, disk: &impl Disk) -> Result<Vec<(usize, [u8; SECTOR])>, String> {
         let mut contents = Vec::with_capacity(self.numbers.len());

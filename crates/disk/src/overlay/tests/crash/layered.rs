@@ -243,6 +243,11 @@ impl Subject for Layered {
         }
     }
 
+    fn judge_failed_sync(&self, site: &LayeredSite, lost: bool) -> Result<(), String> {
+        Layered::check_kept(site, &site.files, site.home.path(), NOW)?;
+        is_said(&site.disk(), lost)
+    }
+
     fn judge(
         &self,
         site: &LayeredSite,
