@@ -65,9 +65,9 @@ fn load(settings: &Settings) -> anyhow::Result<Loaded> {
 /// What is wrong before anything is started.
 fn look(config: &Config) -> Findings {
     let loaders = Loaders::new(config.loaders.directory.as_deref());
-    check::run(config, &boot::firmware::PC_LOADERS, |name| {
-        loaders.is_installed(name)
-    })
+    let is_installed = |name: &str| loaders.is_installed(name);
+    let chains = loaders.chains().all();
+    check::run(config, &boot::firmware::PC_LOADERS, is_installed, &chains)
 }
 
 /// Says what was found; an error is a reason not to start.

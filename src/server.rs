@@ -292,6 +292,7 @@ fn site(
         inventory: Arc::clone(inventory),
         timeline: Arc::clone(timeline),
         loaders: Loaders::new(config.loaders.directory.as_deref()),
+        dhcp_mode: config.dhcp.mode,
         addresses,
         doors: Doors {
             http,

@@ -1,6 +1,6 @@
 //! Loader files that are missing, and the package that brings them.
 
-use super::Finding;
+use super::{Finding, family};
 
 /// One finding for all that is missing; `os_release` is the text of
 /// `/etc/os-release` (os-release(5)).
@@ -37,30 +37,13 @@ pub(super) fn judge(
     ))
 }
 
-fn install(os_release: &str) -> String {
-    let value = |key: &str| {
-        let line = os_release
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.unwrap_or_default()
-            .trim_matches(['"', '\''])
-            .to_owned()
-    };
-    let (id, like) = (value("ID"), value("ID_LIKE"));
-    let command = std::iter::once(id.as_str())
-        .chain(like.split_whitespace())
-        .find_map(|family| match family {
-            "debian" | "ubuntu" => Some("apt install ipxe"),
-            "fedora" | "rhel" | "centos" => Some("dnf install ipxe-bootimgs"),
-            "suse" | "opensuse" | "sles" => Some("zypper install ipxe-bootimgs"),
-            "arch" => Some("pacman -S ipxe"),
-            _ => None,
-        });
-    match command {
-        Some(command) => command.to_owned(),
-        None => {
-            "install iPXE (the package is `ipxe` on Debian, `ipxe-bootimgs` on Fedora)".to_owned()
-        }
+fn install(os_release: &str) -> &'static str {
+    match family(os_release) {
+        Some("debian" | "ubuntu") => "apt install ipxe",
+        Some("fedora" | "rhel" | "centos") => "dnf install ipxe-bootimgs",
+        Some("suse" | "opensuse" | "sles") => "zypper install ipxe-bootimgs",
+        Some("arch") => "pacman -S ipxe",
+        _ => "install iPXE (the package is `ipxe` on Debian, `ipxe-bootimgs` on Fedora)",
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::config::{Config, DhcpMode};
+use crate::services::chains::Chain;
 
 mod data;
 mod firewall;
@@ -26,6 +27,7 @@ mod network;
 mod pool;
 mod ports;
 mod privileges;
+mod secure;
 
 /// How long another program may take to answer a question.
 const COMMAND_TIME: Duration = Duration::from_secs(5);
@@ -140,11 +142,13 @@ impl fmt::Display for Findings {
 }
 
 /// Looks at this machine. `needed_loaders` are names of loader files, of which
-/// `is_installed` says whether they are there.
+/// `is_installed` says whether they are there; `chains` the signed chains, with
+/// a sentence for one that is not whole.
 pub(crate) fn run(
     config: &Config,
     needed_loaders: &[&str],
     is_installed: impl Fn(&str) -> bool,
+    chains: &[Result<Chain, String>],
 ) -> Findings {
     let mut findings = Vec::new();
     match dhcp::interfaces() {
@@ -174,6 +178,7 @@ pub(crate) fn run(
     }
     let os_release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     findings.extend(loaders::judge(needed_loaders, is_installed, &os_release));
+    findings.extend(secure::judge(chains, config.dhcp.mode, &os_release));
     findings.extend(data::look(&config.data));
     if config.dhcp.mode == DhcpMode::Observe {
         findings.push(Finding::note(
@@ -299,6 +304,25 @@ fn output(program: &str, arguments: &[&str]) -> Option<String> {
         .then(|| String::from_utf8_lossy(&text).into_owned())
 }
 
+/// The families of distributions whose packages we know by name.
+const FAMILIES: [&str; 9] = [
+    "debian", "ubuntu", "fedora", "rhel", "centos", "suse", "opensuse", "sles", "arch",
+];
+
+/// The family of this system, by `ID` and then `ID_LIKE` of the text of
+/// `/etc/os-release` (os-release(5)).
+fn family(os_release: &str) -> Option<&'static str> {
+    let value = |key: &str| {
+        let line = os_release
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.unwrap_or_default().trim_matches(['"', '\''])
+    };
+    std::iter::once(value("ID"))
+        .chain(value("ID_LIKE").split_whitespace())
+        .find_map(|name| FAMILIES.into_iter().find(|family| *family == name))
+}
+
 /// The part of `path` that is there.
 fn existing(path: &Path) -> &Path {
     path.ancestors()
@@ -366,7 +390,7 @@ mod tests {
             data: directory.path().to_owned(),
             ..Config::default()
         };
-        let findings = run(&config, &["undionly.kpxe"], |_| false);
+        let findings = run(&config, &["undionly.kpxe"], |_| false, &[]);
         assert!(
             findings
                 .iter()

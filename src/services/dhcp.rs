@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use dhcp::{Boot, Client, Firmware, Mac, Observation, Policy, Promise};
 
 use super::Site;
+use super::chains::SECURE;
 use crate::boot::firmware::{self, Loader};
 use crate::inventory::Machine;
 use crate::timeline::Stage;
@@ -102,6 +103,22 @@ impl Policy for Addressing {
         let chosen = machine
             .as_ref()
             .and_then(|machine| machine.loader.as_deref());
+        let signed = match (chosen, client.firmware) {
+            (Some(SECURE), Firmware::UefiPxe(_) | Firmware::UefiHttp(_)) => {
+                match site.signed_chain(client.firmware) {
+                    Ok(shim) => Some(shim),
+                    Err(words) => {
+                        site.timeline.record(client.mac, Stage::Problem, words);
+                        return None;
+                    }
+                }
+            }
+            _ => None,
+        };
+        // A BIOS knows no Secure Boot.
+        let chosen = signed
+            .as_deref()
+            .or(chosen.filter(|&chosen| chosen != SECURE));
         let loader = firmware::loader(client.firmware, chosen, |file| {
             site.loaders.is_installed(file)
         });

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::chains::Chains;
+
 /// Directories that Debian, Ubuntu, Fedora, SUSE and Arch install iPXE into.
 const SYSTEM_DIRECTORIES: [&str; 4] = [
     "/usr/lib/ipxe",
@@ -18,6 +20,7 @@ const SYSTEM_DIRECTORIES: [&str; 4] = [
 pub(crate) struct Loaders {
     own: Option<PathBuf>,
     directories: Vec<PathBuf>,
+    chains: Chains,
 }
 
 impl Loaders {
@@ -28,6 +31,7 @@ impl Loaders {
         Loaders {
             own: own.map(Path::to_owned),
             directories,
+            chains: Chains::new(own),
         }
     }
 
@@ -46,7 +50,12 @@ impl Loaders {
     /// Opens a loader by its relative name; `NotFound` for anything that is
     /// not a regular file below one of the directories.
     pub(crate) fn open(&self, name: &str) -> io::Result<File> {
-        open_below(&self.directories, name)
+        open_below(&self.directories, name).or_else(|_| self.chains.open(name))
+    }
+
+    /// The signed chains of this server.
+    pub(crate) fn chains(&self) -> &Chains {
+        &self.chains
     }
 }
 

@@ -4,12 +4,14 @@
 //! what a machine boots.
 
 mod addresses;
+pub(crate) mod chains;
 pub(crate) mod dhcp;
 pub(crate) mod documents;
 pub(crate) mod http;
 pub(crate) mod iscsi;
 pub(crate) mod loaders;
 mod ranges;
+mod secure;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tftp;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::boot::script::Doors;
+use crate::config::DhcpMode;
 use crate::inventory::{Inventory, Machine};
 use crate::timeline::Timeline;
 
@@ -33,6 +36,8 @@ pub(crate) struct Site {
     pub(crate) timeline: Arc<Timeline>,
     /// Loader files.
     pub(crate) loaders: Loaders,
+    /// What is done about DHCP: not every loader finds us beside another server.
+    pub(crate) dhcp_mode: DhcpMode,
     /// Which MAC has which address, as far as we have seen it.
     pub(crate) addresses: Addresses,
     /// Where machines reach us.

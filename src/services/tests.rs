@@ -16,6 +16,7 @@ use tower::ServiceExt;
 use super::iscsi::MachineDisks;
 use super::{Addresses, Loaders, Site, http};
 use crate::boot::script::Doors;
+use crate::config::DhcpMode;
 use crate::inventory::{
     Assignment, Image, ImageRef, ImportRequest, Inventory, Limits, Machine, MachineChange, Name,
     NewMachine, Origin, Outcome, OverlayMode,
@@ -78,6 +79,7 @@ impl Lab {
             timeline: Arc::new(Timeline::open(Arc::clone(&inventory)).unwrap()),
             inventory,
             loaders: Loaders::new(Some(&files)),
+            dhcp_mode: DhcpMode::Full,
             addresses: Addresses::default(),
             doors: Doors {
                 http: "http://10.0.0.1".into(),
