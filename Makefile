@@ -4,6 +4,7 @@
 #   make test                            all that CI runs
 #   make bench-iscsi                     our iSCSI target and tgt side by side
 #   make bench-disk                      overlays and disk formats beside a raw file
+#   make bench-net                       DHCP, TFTP and HTTP beside dnsmasq, Kea, tftpd-hpa and nginx
 #   make instructions                    records the instructions an operation takes
 #
 # Packages are installed by lab/setup.sh, only those that are missing, and it says which.
@@ -18,7 +19,7 @@ DEMO = $(CARGO) run --quiet --locked --package lab --bin demo --
 export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(CURDIR)/lab/runner.sh
 
-.PHONY: demo console clean-demo test test-all crash crash-proofs kill conformance fuzz bench-iscsi bench-disk instructions check-instructions format lint setup
+.PHONY: demo console clean-demo test test-all crash crash-proofs kill conformance fuzz bench-iscsi bench-disk bench-net instructions check-instructions format lint setup
 
 setup:
 	@sh lab/setup.sh
@@ -95,6 +96,15 @@ bench-disk: ROUNDS ?= 5
 bench-disk:
 	$(CARGO) build --release --locked --package bench
 	@"$${CARGO_TARGET_DIR:-target}/release/bench" disk --rounds $(ROUNDS) --home "$${CARGO_TARGET_DIR:-target}" --out docs/bench
+
+# The program beside other servers, on LANs in namespaces: minutes, as root; the
+# others are unpacked under .lab/, not installed; the tables go to docs/bench.
+TOOLS = $${DISKLESS_LAB:-$(CURDIR)/.lab}/bench
+bench-net: ROUNDS ?= 5
+bench-net:
+	@sh benches/setup.sh "$(TOOLS)"
+	$(CARGO) build --release --locked --package diskless --bin diskless --package bench
+	@$(if $(filter 0,$(shell id -u)),,sudo) "$${CARGO_TARGET_DIR:-target}/release/bench" net --rounds $(ROUNDS) --cells "$(ONLY)" --program "$${CARGO_TARGET_DIR:-target}/release/diskless" --tools "$(TOOLS)" --home "$${CARGO_TARGET_DIR:-target}" $(if $(ONLY),,--out docs/bench)
 
 # Instructions per operation, counted by valgrind: compared in every test, with
 # room for another compiler; recorded anew by whoever has changed them.

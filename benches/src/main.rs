@@ -1,11 +1,14 @@
 //! Benchmarks: the iSCSI target side by side with tgt, overlays and formats
-//! beside a raw file, and instructions per operation.
+//! beside a raw file, the program beside other servers on a LAN, and
+//! instructions per operation.
 //!
 //! `bench iscsi [--rounds N] [--seconds S] [--cells TEXT] [--home DIR] [--cold-home
 //! DIR] [--pinned yes] [--out DIR]`:
 //! ours and tgt in turn, as `make bench-iscsi` does; needs root.
 //! `bench disk [--rounds N] [--cells TEXT] [--home DIR] [--out DIR]`: overlays and
 //! formats, as `make bench-disk` does.
+//! `bench net --program FILE --tools DIR [--rounds N] [--cells TEXT] [--home DIR]
+//! [--out DIR]`: DHCP, TFTP and HTTP, as `make bench-net` does; needs root.
 //! `bench instructions check|update FILE`: counts against those recorded.
 //! `bench serve raw|overlay|layered HOME`: the target of ours that is measured.
 //! `bench load PORTAL TARGET LUN read|write BYTES DEPTH SECONDS`: one load on
@@ -17,6 +20,7 @@ mod disk;
 mod floor;
 mod initiator;
 mod instructions;
+mod net;
 mod peer;
 mod process;
 mod report;
@@ -48,11 +52,12 @@ fn main() -> ExitCode {
         ["disk", options @ ..] => {
             Options::parse(options).and_then(|options| disk::compare(&options))
         }
+        ["net", options @ ..] => Options::parse(options).and_then(|options| net::compare(&options)),
         ["instructions", "check", file] => instructions::run(Purpose::Check, Path::new(file)),
         ["instructions", "update", file] => instructions::run(Purpose::Update, Path::new(file)),
         ["load", load @ ..] => run_load(load),
         _ => Err(io::Error::other(
-            "iscsi [OPTIONS] | disk [OPTIONS] | instructions check|update FILE | serve SUBJECT HOME | load ...",
+            "iscsi [OPTIONS] | disk [OPTIONS] | net [OPTIONS] | instructions check|update FILE | serve SUBJECT HOME | load ...",
         )),
     };
     match done {
@@ -116,6 +121,10 @@ struct Options {
     /// Where the disk of the cold reads is made: on a medium.
     cold_home: PathBuf,
     out: Option<PathBuf>,
+    /// The program of ours, for the comparison on a LAN.
+    program: PathBuf,
+    /// Where the packages of others were unpacked.
+    tools: PathBuf,
 }
 
 impl Options {
@@ -128,6 +137,8 @@ impl Options {
             home: std::env::temp_dir(),
             cold_home: std::env::temp_dir(),
             out: None,
+            program: PathBuf::from("diskless"),
+            tools: PathBuf::from("/"),
         };
         for pair in words.chunks(2) {
             let &[name, value] = pair else {
@@ -144,6 +155,8 @@ impl Options {
                 "--pinned" => options.pinned = value == "yes",
                 "--home" => options.home = PathBuf::from(value),
                 "--cold-home" => options.cold_home = PathBuf::from(value),
+                "--program" => options.program = PathBuf::from(value),
+                "--tools" => options.tools = PathBuf::from(value),
                 "--out" => options.out = Some(PathBuf::from(value)),
                 _ => return Err(io::Error::other(format!("unknown option {name}"))),
             }
