@@ -1,15 +1,85 @@
-//! The partition table of a disk that grew (UEFI 2.10 section 5.3: GUID
-//! Partition Table).
-//!
-//! A GPT keeps a copy of itself in the last blocks of its disk. When the disk
-//! grows, that copy lies somewhere inside, and the table says that the space
-//! behind it is none of its own. [`follow_end`] writes the copy to where the
-//! end is now; partitions stay as they are.
-//!
-//! Each step leaves a table that is whole: the new copy is written and flushed
-//! before the primary header names it, and the old copy goes last.
+//! GUID Partition Tables (UEFI 2.10 section 5.3), read, and made to fit a disk
+//! that grew.
 
 use crate::{Disk, DiskError};
+
+/// A GPT that is whole, as it lies on its disk.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The unit of every LBA in it.
+    pub block_bytes: u64,
+    /// Length of one entry in `entries`: 128 times a power of two.
+    pub entry_bytes: usize,
+    /// PartitionEntryArray.
+    pub entries: Vec<u8>,
+    /// Which of the two was read.
+    pub place: Place,
+}
+
+/// The two places a GPT lies at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the beginning.
+    Primary,
+    /// At the end: the primary is damaged.
+    Backup,
+}
+
+/// Reads a disk's GPT: the primary, or its copy at the end where that is
+/// damaged; `None` where the first block protects none.
+pub fn read(disk: &dyn Disk) -> Result<Option<Table>, GptError> {
+    let geometry = disk.geometry();
+    if geometry.size_bytes < MBR_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut mbr = [0; MBR_BYTES];
+    disk.read(0, &mut mbr)?;
+    if !is_protected(&mbr) {
+        return Ok(None);
+    }
+    let logical_bytes = u64::from(geometry.logical_block_bytes);
+    let mut why = GptError::Damaged {
+        what: "Signature of the primary header",
+        offset: logical_bytes,
+    };
+    // The guest may have seen other blocks than the file says.
+    let mut sizes = vec![logical_bytes, 512, 4096];
+    sizes.dedup();
+    sizes.retain(|block_bytes| geometry.size_bytes >= 6 * block_bytes);
+    for place in [Place::Primary, Place::Backup] {
+        for &block_bytes in &sizes {
+            let lba = match place {
+                Place::Primary => 1,
+                Place::Backup => geometry.size_bytes / block_bytes - 1,
+            };
+            let mut signature = [0; 8];
+            disk.read(lba * block_bytes, &mut signature)?;
+            if signature != SIGNATURE {
+                continue;
+            }
+            match Table::read(disk, block_bytes, lba, place) {
+                Ok(table) => return Ok(Some(table)),
+                Err(GptError::Disk(error)) => return Err(error.into()),
+                // What is wrong with the primary is said.
+                Err(damaged) if place == Place::Primary => why = damaged,
+                Err(_) => {}
+            }
+        }
+    }
+    Err(why)
+}
+
+impl Table {
+    fn read(disk: &dyn Disk, block_bytes: u64, lba: u64, place: Place) -> Result<Table, GptError> {
+        let header = Header::read(disk, block_bytes, lba)?;
+        Ok(Table {
+            block_bytes,
+            entries: header.entries(disk)?,
+            entry_bytes: usize::try_from(header.u32(ENTRY_SIZE)).unwrap_or(usize::MAX),
+            place,
+        })
+    }
+}
 
 /// What became of a disk's partition table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +112,13 @@ pub enum GptError {
 }
 
 /// Moves the copy of a GPT to the end of its disk.
+///
+/// A GPT keeps a copy of itself in the last blocks of its disk. When the disk
+/// grows, that copy lies somewhere inside, and the table says that the space
+/// behind it is none of its own. Partitions stay as they are.
+///
+/// Each step leaves a table that is whole: the new copy is written and flushed
+/// before the primary header names it, and the old copy goes last.
 pub fn follow_end(disk: &dyn Disk) -> Result<Followed, GptError> {
     let geometry = disk.geometry();
     // The guest may have seen other blocks than the file says.
@@ -158,6 +235,12 @@ fn protective_record(mbr: &[u8; MBR_BYTES]) -> Option<usize> {
     (used.next().is_none() && mbr[only + 4] == PROTECTIVE).then_some(only)
 }
 
+/// Whether a record, perhaps of a hybrid MBR, protects a GPT.
+fn is_protected(mbr: &[u8; MBR_BYTES]) -> bool {
+    let mut records = (0..4).map(|record| RECORDS_AT + record * RECORD_BYTES);
+    mbr[510..] == [0x55, 0xaa] && records.any(|at| mbr[at + 4] == PROTECTIVE)
+}
+
 /// Fields of a header, by where they lie in its block.
 const HEADER_SIZE: usize = 12;
 const HEADER_CRC32: usize = 16;
@@ -210,7 +293,11 @@ impl Header {
         let blocks = bytes.div_ceil(block_bytes);
         let first = self.u64(ENTRY_LBA);
         let end = first.checked_add(blocks);
-        if first < 2 || end.is_none_or(|end| end > self.u64(FIRST_USABLE_LBA)) {
+        let (after, before) = match self.lba {
+            1 => (1, self.u64(FIRST_USABLE_LBA)),
+            copy => (self.last_usable_lba(), copy),
+        };
+        if first <= after || end.is_none_or(|end| end > before) {
             return Err(self.damaged("PartitionEntryLBA", ENTRY_LBA));
         }
         let mut entries = vec![0; usize::try_from(bytes).unwrap_or(0)];
