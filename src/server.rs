@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::{self, Api, Door};
-use crate::boot::script::Doors;
+use crate::boot::script::Ports;
 use crate::check::Served;
 use crate::config::{Config, DhcpMode};
 use crate::inventory::{Inventory, Limits};
@@ -81,7 +81,7 @@ impl Running {
         disk::overlay::sweep(&overlays)
             .with_context(|| format!("looking through {}", overlays.display()))?;
         let timeline = Arc::new(Timeline::open(Arc::clone(&inventory))?);
-        let site = Arc::new(site(config, served.address, &inventory, &timeline)?);
+        let site = Arc::new(site(config, &inventory, &timeline)?);
 
         let room = Room {
             quota_bytes: config.overlays.quota,
@@ -106,9 +106,9 @@ impl Running {
         let iscsi = Arc::new(iscsi);
 
         let address = SocketAddr::from((served.address, config.http.port));
-        let http = http::Server::start(address, Arc::clone(&site))
+        let http = http::Server::start(&[address], Arc::clone(&site))
             .await
-            .with_context(|| format!("opening the HTTP port {address}"))?;
+            .context("opening the HTTP port")?;
 
         let tftp = config.tftp.enabled.then(|| {
             let address = SocketAddrV4::new(served.address, config.tftp.port);
@@ -274,16 +274,11 @@ async fn sole<T>(mut shared: Arc<T>) -> Option<T> {
 
 fn site(
     config: &Config,
-    address: Ipv4Addr,
     inventory: &Arc<Inventory>,
     timeline: &Arc<Timeline>,
 ) -> anyhow::Result<Site> {
     let files = config.data.join("files");
     std::fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
-    let http = match config.http.port {
-        80 => format!("http://{address}"),
-        port => format!("http://{address}:{port}"),
-    };
     let addresses = Addresses::default();
     for lease in inventory.leases()? {
         addresses.learn(lease.address, lease.mac);
@@ -294,10 +289,9 @@ fn site(
         loaders: Loaders::new(config.loaders.directory.as_deref()),
         dhcp_mode: config.dhcp.mode,
         addresses,
-        doors: Doors {
-            http,
-            iscsi_address: address,
-            iscsi_port: config.iscsi.port,
+        ports: Ports {
+            http: config.http.port,
+            iscsi: config.iscsi.port,
         },
         target_prefix: config.iscsi.target_prefix.clone(),
         files,
@@ -358,7 +352,9 @@ fn doors(
     for address in tftp.map(tftp::Server::local_addresses).unwrap_or_default() {
         doors.push(door("tftp", address.to_string()));
     }
-    doors.push(door("http", http.address().to_string()));
+    for address in http.addresses() {
+        doors.push(door("http", address.to_string()));
+    }
     for portal in iscsi.portals() {
         doors.push(door("iscsi", portal.to_string()));
     }

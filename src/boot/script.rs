@@ -6,17 +6,54 @@
 //! only `set`, `echo`, `sanboot`, `sleep`, `chain`, `goto` and `isset`.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// Where a booting machine reaches us.
+use dhcp::Mac;
+
+/// The ports of our doors, the same on every address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ports {
+    /// Scripts, loaders, files.
+    pub(crate) http: u16,
+    /// Disks.
+    pub(crate) iscsi: u16,
+}
+
+/// Where a booting machine reaches us: by the one of our addresses that it
+/// came by, for from its network the others may not be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Doors {
+    /// Our address, of TFTP too.
+    pub(crate) address: Ipv4Addr,
     /// Base of our URLs, without a slash at the end.
     pub(crate) http: String,
-    /// iSCSI portal address.
-    pub(crate) iscsi_address: std::net::Ipv4Addr,
     /// iSCSI portal port.
     pub(crate) iscsi_port: u16,
+}
+
+impl Doors {
+    /// The doors behind one of our addresses.
+    pub(crate) fn new(address: Ipv4Addr, ports: Ports) -> Doors {
+        let http = match ports.http {
+            80 => format!("http://{address}"),
+            port => format!("http://{address}:{port}"),
+        };
+        Doors {
+            address,
+            http,
+            iscsi_port: ports.iscsi,
+        }
+    }
+
+    /// Where the machine with this MAC fetches its boot script.
+    pub(crate) fn script_url(&self, mac: Mac) -> String {
+        let [a, b, c, d, e, f] = mac.0;
+        format!(
+            "{}/boot.ipxe?mac={a:02x}-{b:02x}-{c:02x}-{d:02x}-{e:02x}-{f:02x}",
+            self.http
+        )
+    }
 }
 
 /// What a machine needs to log in to its disk.
@@ -60,7 +97,7 @@ pub(crate) fn san_boot(doors: &Doors, boot: &SanBoot<'_>, again: &str, pause: Du
         chap_name,
         secret,
     } = boot;
-    let (address, port) = (doors.iscsi_address, doors.iscsi_port);
+    let (address, port) = (doors.address, doors.iscsi_port);
     let _ = write!(
         text,
         "echo diskless: {} boots {}\n\
@@ -189,11 +226,11 @@ mod tests {
     use super::*;
 
     fn doors() -> Doors {
-        Doors {
-            http: "http://10.0.0.1".into(),
-            iscsi_address: [10, 0, 0, 1].into(),
-            iscsi_port: 3260,
-        }
+        let ports = Ports {
+            http: 80,
+            iscsi: 3260,
+        };
+        Doors::new(Ipv4Addr::new(10, 0, 0, 1), ports)
     }
 
     #[test]
@@ -221,6 +258,19 @@ mod tests {
              :again\n\
              sleep 7\n\
              chain --replace http://10.0.0.1/boot.ipxe?mac=52-54-00-12-34-56 || goto again\n"
+        );
+    }
+
+    #[test]
+    fn a_url_names_the_port_where_it_is_not_80() {
+        let ports = Ports {
+            http: 8080,
+            iscsi: 3260,
+        };
+        let doors = Doors::new(Ipv4Addr::new(10, 0, 1, 1), ports);
+        assert_eq!(
+            doors.script_url(Mac([0x52, 0x54, 0, 0, 0, 0x0a])),
+            "http://10.0.1.1:8080/boot.ipxe?mac=52-54-00-00-00-0a"
         );
     }
 

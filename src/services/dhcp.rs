@@ -91,8 +91,9 @@ impl Addressing {
 }
 
 impl Policy for Addressing {
-    fn boot(&self, client: &Client, _server: Ipv4Addr) -> Option<Boot> {
+    fn boot(&self, client: &Client, server: Ipv4Addr) -> Option<Boot> {
         let site = &self.site;
+        let doors = site.doors(server);
         let machine = site
             .inventory
             .machine_by_mac(client.mac)
@@ -124,13 +125,11 @@ impl Policy for Addressing {
         });
         match loader {
             Some(Loader::Tftp(file)) => Some(Boot::Tftp {
-                server: site.doors.iscsi_address,
+                server: doors.address,
                 file,
             }),
-            Some(Loader::Http(file)) => {
-                Some(Boot::Url(format!("{}/loader/{file}", site.doors.http)))
-            }
-            Some(Loader::Script) => Some(Boot::Url(site.script_url(client.mac))),
+            Some(Loader::Http(file)) => Some(Boot::Url(format!("{}/loader/{file}", doors.http))),
+            Some(Loader::Script) => Some(Boot::Url(doors.script_url(client.mac))),
             None => {
                 if client.firmware != Firmware::System {
                     let words = match firmware::candidates(client.firmware).first() {

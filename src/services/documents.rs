@@ -4,7 +4,7 @@
 //! name in the user's own loader directory goes before what is made here, so
 //! nobody is kept from writing his own.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use ::dhcp::Mac;
@@ -27,14 +27,17 @@ pub(crate) struct Asker {
     /// another's address is taken for that one: what is made for a machine by
     /// its address holds no more than its script tells anybody.
     pub(crate) mac: Option<Mac>,
+    /// The address of ours that was asked.
+    pub(crate) server: Ipv4Addr,
 }
 
 impl Asker {
-    /// Who has this address.
-    pub(crate) fn at(site: &Site, address: IpAddr) -> Asker {
+    /// Who has this address and asks `server`, an address of ours.
+    pub(crate) fn at(site: &Site, address: IpAddr, server: Ipv4Addr) -> Asker {
         Asker {
             address,
             mac: site.addresses.mac_of(address),
+            server,
         }
     }
 }

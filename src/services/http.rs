@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use axum::routing::get;
+use axum::{Extension, Router};
 use dhcp::Mac;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::documents::{self, Asker as DocumentAsker, Document};
 use super::{Site, loaders, ranges};
-use crate::boot::script::{self, SanBoot, Waiting};
+use crate::boot::script::{self, Doors, SanBoot, Waiting};
 use crate::boot::{BootPlan, plan};
 use crate::inventory::{self, Identity, Machine, OverlayMode, parse_mac};
 use crate::timeline::Stage;
@@ -44,40 +44,82 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// A running HTTP server.
 pub(crate) struct Server {
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
-    accepting: tokio::task::JoinHandle<()>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Server {
     /// Listens and serves until [`Server::stop`].
-    pub(crate) async fn start(address: SocketAddr, site: Arc<Site>) -> io::Result<Server> {
-        let listener = TcpListener::bind(address).await?;
-        let address = listener.local_addr()?;
+    pub(crate) async fn start(wished: &[SocketAddr], site: Arc<Site>) -> io::Result<Server> {
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in wished {
+            let listener = TcpListener::bind(address)
+                .await
+                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
+            addresses.push(listener.local_addr()?);
+            listeners.push(listener);
+        }
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, router(site), stopped));
+        let (router, crowd) = (router(site), Crowd::default());
+        let accepting = listeners
+            .into_iter()
+            .map(|listener| {
+                tokio::spawn(accept(
+                    listener,
+                    router.clone(),
+                    crowd.clone(),
+                    stopped.clone(),
+                ))
+            })
+            .collect();
         Ok(Server {
-            address,
+            addresses,
             stop,
             accepting,
         })
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
     /// Accepts nothing more and lets answers under way end, for a while.
     pub(crate) async fn stop(self) {
         let _ = self.stop.send(true);
-        let _ = tokio::time::timeout(DRAIN, self.accepting).await;
+        let _ = tokio::time::timeout(DRAIN, async {
+            for accepting in self.accepting {
+                let _ = accepting.await;
+            }
+        })
+        .await;
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let callers = Callers::default();
+/// Who is served, over all addresses we listen on.
+#[derive(Clone)]
+struct Crowd {
+    places: Arc<Semaphore>,
+    callers: Callers,
+}
+
+impl Default for Crowd {
+    fn default() -> Crowd {
+        Crowd {
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            callers: Callers::default(),
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    Crowd { places, callers }: Crowd,
+    mut stopped: watch::Receiver<bool>,
+) {
     loop {
         let place = tokio::select! {
             _ = stopped.changed() => break,
@@ -158,12 +200,23 @@ async fn connection(
     router: Router,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let reached = match stream
+        .local_addr()
+        .map(|address| address.ip().to_canonical())
+    {
+        Ok(IpAddr::V4(address)) => Reached(address),
+        Ok(IpAddr::V6(_)) | Err(_) => {
+            tracing::debug!(%peer, "an HTTP connection to no IPv4 address");
+            return;
+        }
+    };
     if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT_MILLIS) {
         tracing::debug!(%peer, %error, "setting up an HTTP connection");
     }
     let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(reached);
         tower::ServiceExt::oneshot(router.clone(), request)
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -190,6 +243,10 @@ async fn connection(
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
+/// The address of ours that was asked: what an answer sends the client to.
+#[derive(Clone, Copy)]
+pub(super) struct Reached(pub(super) Ipv4Addr);
+
 pub(super) fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/boot.ipxe", get(boot_script))
@@ -209,6 +266,7 @@ struct Asker {
 
 async fn boot_script(
     State(site): State<Arc<Site>>,
+    Extension(Reached(server)): Extension<Reached>,
     asker: Result<Query<Asker>, QueryRejection>,
 ) -> Response<Body> {
     let asker = match asker {
@@ -221,7 +279,8 @@ async fn boot_script(
         }
     };
     // Enrolling and preparing write to the store, and wait for it.
-    let answer = tokio::task::spawn_blocking(move || script_for(&site, &asker)).await;
+    let answer =
+        tokio::task::spawn_blocking(move || script_for(&site, &site.doors(server), &asker)).await;
     match answer {
         Ok(Ok(text)) => text_response(StatusCode::OK, text),
         Ok(Err(error @ inventory::Error::Invalid(_))) => {
@@ -241,7 +300,7 @@ async fn boot_script(
     }
 }
 
-fn script_for(site: &Site, asker: &Asker) -> inventory::Result<String> {
+fn script_for(site: &Site, doors: &Doors, asker: &Asker) -> inventory::Result<String> {
     let filled = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
     let mac = filled(&asker.mac)
         .map(|text| parse_mac(&text))
@@ -260,19 +319,19 @@ fn script_for(site: &Site, asker: &Asker) -> inventory::Result<String> {
             serial,
         })?;
         return match found {
-            Some(machine) => script_of(site, &machine),
-            None => Ok(script::who_are_you(&site.doors)),
+            Some(machine) => script_of(site, doors, &machine),
+            None => Ok(script::who_are_you(doors)),
         };
     };
     let made = site
         .inventory
         .enrol(mac, uuid, serial.as_deref())
-        .and_then(|machine| script_of(site, &machine));
+        .and_then(|machine| script_of(site, doors, &machine));
     match made {
         // It is told, and asks again: iPXE gives up at an HTTP error.
         Err(error) if !matches!(error, inventory::Error::Invalid(_)) => {
             tracing::warn!(%mac, %error, "making a boot script");
-            let (mac, again) = (mac.to_string(), site.script_url(mac));
+            let (mac, again) = (mac.to_string(), doors.script_url(mac));
             let words = error.to_string();
             let pause = with_jitter(site.retry);
             let reason = Waiting::Trouble;
@@ -284,9 +343,9 @@ fn script_for(site: &Site, asker: &Asker) -> inventory::Result<String> {
 
 /// The script of one machine: prepares its next boot generation where it can
 /// boot, which harms nothing that runs.
-fn script_of(site: &Site, machine: &Machine) -> inventory::Result<String> {
+fn script_of(site: &Site, doors: &Doors, machine: &Machine) -> inventory::Result<String> {
     let mac = machine.mac.to_string();
-    let again = site.script_url(machine.mac);
+    let again = doors.script_url(machine.mac);
     let wait = |reason, words: &str| {
         let pause = with_jitter(site.retry);
         Ok(script::waiting(
@@ -352,7 +411,7 @@ fn script_of(site: &Site, machine: &Machine) -> inventory::Result<String> {
         format!("{}, boot generation {}", boot.disk, prepared.number),
     );
     Ok(script::san_boot(
-        &site.doors,
+        doors,
         &boot,
         &again,
         with_jitter(site.retry),
@@ -372,7 +431,7 @@ async fn loader(
     headers: HeaderMap,
     request: Request,
 ) -> Response<Body> {
-    if let Some(sent) = document_of(&site, peer_of(&request), &method, &name).await {
+    if let Some(sent) = document_of(&site, asker_of(&site, &request), &method, &name).await {
         return sent;
     }
     let opened = site.loaders.open(&name);
@@ -384,8 +443,8 @@ async fn loader(
 /// What is asked for at the root: loaders look for their files there too.
 async fn document(State(site): State<Arc<Site>>, request: Request) -> Response<Body> {
     let name = request.uri().path().trim_start_matches('/').to_owned();
-    let (peer, method) = (peer_of(&request), request.method().clone());
-    if let Some(sent) = document_of(&site, peer, &method, &name).await {
+    let (asker, method) = (asker_of(&site, &request), request.method().clone());
+    if let Some(sent) = document_of(&site, asker, &method, &name).await {
         return sent;
     }
     text_response(StatusCode::NOT_FOUND, "there is no such file here\n".into())
@@ -394,11 +453,11 @@ async fn document(State(site): State<Arc<Site>>, request: Request) -> Response<B
 /// A document made for whoever asks.
 async fn document_of(
     site: &Arc<Site>,
-    peer: Option<IpAddr>,
+    asker: Option<DocumentAsker>,
     method: &Method,
     name: &str,
 ) -> Option<Response<Body>> {
-    let asker = DocumentAsker::at(site, peer?);
+    let asker = asker?;
     let found = {
         let (site, name) = (Arc::clone(site), name.to_owned());
         tokio::task::spawn_blocking(move || documents::find(&site, &asker, &name)).await
@@ -483,6 +542,12 @@ fn note(site: &Site, request: &Request, sent: &Response<Body>, stage: Stage, nam
 
 fn mac_of(site: &Site, request: &Request) -> Option<Mac> {
     site.addresses.mac_of(peer_of(request)?)
+}
+
+/// Who asks for a document, and under which address of ours.
+fn asker_of(site: &Site, request: &Request) -> Option<DocumentAsker> {
+    let Reached(server) = request.extensions().get::<Reached>()?;
+    Some(DocumentAsker::at(site, peer_of(request)?, *server))
 }
 
 /// The client's address.

@@ -16,11 +16,12 @@ mod secure;
 mod tests;
 pub(crate) mod tftp;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::boot::script::Doors;
+use crate::boot::script::{Doors, Ports};
 use crate::config::DhcpMode;
 use crate::inventory::{Inventory, Machine};
 use crate::timeline::Timeline;
@@ -40,8 +41,8 @@ pub(crate) struct Site {
     pub(crate) dhcp_mode: DhcpMode,
     /// Which MAC has which address, as far as we have seen it.
     pub(crate) addresses: Addresses,
-    /// Where machines reach us.
-    pub(crate) doors: Doors,
+    /// The ports machines reach us by.
+    pub(crate) ports: Ports,
     /// IQN up to the colon before a machine's name.
     pub(crate) target_prefix: String,
     /// Files of the user's, served below `/files/`.
@@ -68,12 +69,8 @@ impl Site {
         target.strip_prefix(&self.target_prefix)?.strip_prefix(':')
     }
 
-    /// Where the machine with this MAC fetches its boot script.
-    pub(crate) fn script_url(&self, mac: ::dhcp::Mac) -> String {
-        let [a, b, c, d, e, f] = mac.0;
-        format!(
-            "{}/boot.ipxe?mac={a:02x}-{b:02x}-{c:02x}-{d:02x}-{e:02x}-{f:02x}",
-            self.doors.http
-        )
+    /// Where a machine reaches us that came by this address of ours.
+    pub(crate) fn doors(&self, server: Ipv4Addr) -> Doors {
+        Doors::new(server, self.ports)
     }
 }

@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use super::iscsi::MachineDisks;
 use super::{Addresses, Loaders, Site, http};
-use crate::boot::script::Doors;
+use crate::boot::script::Ports;
 use crate::config::DhcpMode;
 use crate::inventory::{
     Assignment, Image, ImageRef, ImportRequest, Inventory, Limits, Machine, MachineChange, Name,
@@ -28,6 +28,8 @@ pub(crate) const IMAGE_BYTES: u64 = 256 * 1024;
 
 /// Where requests over HTTP come from.
 pub(crate) const PC_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
+/// Our address on the LAN.
+pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
 /// The server, up or down, and its data.
 pub(crate) struct Lab {
@@ -81,10 +83,9 @@ impl Lab {
             loaders: Loaders::new(Some(&files)),
             dhcp_mode: DhcpMode::Full,
             addresses: Addresses::default(),
-            doors: Doors {
-                http: "http://10.0.0.1".into(),
-                iscsi_address: Ipv4Addr::new(10, 0, 0, 1),
-                iscsi_port: 3260,
+            ports: Ports {
+                http: 80,
+                iscsi: 3260,
             },
             target_prefix: "iqn.2026-11.net.diskless".into(),
             files,
@@ -158,6 +159,7 @@ impl Lab {
     pub(crate) fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
         let mut request = Request::builder().method(method).uri(path);
         request = request.extension(http::Peer(SocketAddr::from((PC_ADDRESS, 40_000))));
+        request = request.extension(http::Reached(SERVER));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -183,7 +185,7 @@ impl Lab {
 
     /// Fetches the machine's boot script, which must boot it.
     pub(crate) fn fetch(&self, machine: &Machine) -> Script {
-        let url = self.site().script_url(machine.mac);
+        let url = self.site().doors(SERVER).script_url(machine.mac);
         let text = self.get(url.strip_prefix("http://10.0.0.1").unwrap()).text;
         let word = |before: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(before));

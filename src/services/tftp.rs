@@ -13,7 +13,7 @@ pub(crate) struct LoaderFiles(pub(crate) Arc<Site>);
 
 impl Files for LoaderFiles {
     fn open(&self, request: &Request) -> Result<Content, ErrorCode> {
-        let asker = Asker::at(&self.0, (*request.client.ip()).into());
+        let asker = Asker::at(&self.0, (*request.client.ip()).into(), *request.local.ip());
         match documents::find(&self.0, &asker, &request.name) {
             Some(Document::Bytes(bytes)) => return Ok(Content::Bytes(bytes)),
             None => {}

@@ -18,9 +18,10 @@ pub(super) fn is_one(name: &str) -> bool {
 
 pub(super) fn find(site: &Site, asker: &Asker, name: &str) -> Option<Document> {
     is_one(name).then(|| {
+        let doors = site.doors(asker.server);
         let script = match asker.mac {
-            Some(mac) => site.script_url(mac),
-            None => script::asking_url(&site.doors),
+            Some(mac) => doors.script_url(mac),
+            None => script::asking_url(&doors),
         };
         script::autoexec(&script).into()
     })
@@ -35,12 +36,12 @@ mod tests {
     use tftp::{Content, Files, Outcome};
 
     use super::*;
-    use crate::services::tests::{Lab, PC_ADDRESS as PC};
+    use crate::services::tests::{Lab, PC_ADDRESS as PC, SERVER};
     use crate::services::tftp::LoaderFiles;
     use crate::timeline::Stage;
 
     fn made(lab: &Lab, name: &str) -> Option<String> {
-        let asker = Asker::at(lab.site(), PC.into());
+        let asker = Asker::at(lab.site(), PC.into(), SERVER);
         let Document::Bytes(bytes) = super::super::find(lab.site(), &asker, name)?;
         Some(String::from_utf8(bytes.to_vec()).unwrap())
     }

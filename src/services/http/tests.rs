@@ -220,10 +220,10 @@ fn a_file_is_served_in_parts_and_nothing_outside_its_directory() {
 async fn over_socket(bytes: &[u8]) -> String {
     let (lab, _) = lab();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::start(address, Arc::clone(lab.site()))
+    let server = Server::start(&[address], Arc::clone(lab.site()))
         .await
         .unwrap();
-    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
     let _ = stream.write_all(bytes).await;
     let _ = stream.shutdown().await;
     let mut answer = Vec::new();
@@ -286,4 +286,13 @@ fn pauses_lie_between_once_and_twice_what_is_set() {
     for _ in 0..100 {
         assert!((pause..=2 * pause).contains(&with_jitter(pause)));
     }
+}
+
+#[tokio::test]
+async fn a_script_names_the_address_it_was_fetched_from() {
+    let answer = over_socket(b"GET /boot.ipxe HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(
+        answer.contains("chain --replace http://127.0.0.1/boot.ipxe?"),
+        "{answer}"
+    );
 }
