@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::disk::unopened;
 use super::overlay::{aside_name, no_overlay};
 use super::{
-    Assignment, Error, ImageRef, Inventory, Machine, MachineChange, Overlay, OverlayMode, Result,
+    Assignment, Error, ImageRef, Inventory, Machine, MachineState, Overlay, OverlayMode, Result,
     Survives, now, sync_directory,
 };
 
@@ -167,24 +167,26 @@ impl Inventory {
                     to.name, other.uuid
                 )));
             }
-            facts.put_overlay(new)
+            facts.put_overlay(new)?;
+            // Together with it: a crash leaves no overlay that nobody boots.
+            let mut machine = facts
+                .machine(to.id)?
+                .ok_or_else(|| Error::NotFound(format!("{} is not there any more", to.name)))?;
+            let keeps = matches!(&machine.assignment, Some(Assignment::Image { image: meant, mode })
+                if meant.name == *image && *mode == OverlayMode::Keep);
+            if !keeps {
+                machine.assignment = Some(Assignment::Image {
+                    image: ImageRef {
+                        name: image.clone(),
+                        version: None,
+                    },
+                    mode: OverlayMode::Keep,
+                });
+                machine.state = MachineState::Known;
+                facts.put_machine(&machine)?;
+            }
+            Ok(())
         })?;
-        let keeps = matches!(&to.assignment, Some(Assignment::Image { image: meant, mode })
-            if meant.name == *image && *mode == OverlayMode::Keep);
-        if !keeps {
-            let image = ImageRef {
-                name: image.clone(),
-                version: None,
-            };
-            let mode = OverlayMode::Keep;
-            self.set_machine(
-                to.id,
-                MachineChange {
-                    assignment: Some(Some(Assignment::Image { image, mode })),
-                    ..MachineChange::default()
-                },
-            )?;
-        }
         Ok(new)
     }
 
@@ -271,7 +273,7 @@ mod tests {
 
     use super::*;
     use crate::inventory::tests::Site;
-    use crate::inventory::{Image, NewMachine};
+    use crate::inventory::{Image, MachineChange, NewMachine};
 
     const BLOCK: usize = 4096;
 
@@ -394,6 +396,20 @@ mod tests {
             fs::read_dir(site.data().join("overlays")).unwrap().count(),
             2
         );
+    }
+
+    #[test]
+    fn a_branch_for_a_machine_that_has_gone_leaves_neither_fact_nor_files() {
+        let (site, _, overlay) = site();
+        write(&site, &overlay, 1);
+        point(&site, &overlay, "one");
+        let other = site.new_machine("pc2", 2);
+        let at = site.point(&overlay, "latest").unwrap();
+        site.remove_machine(other.id).unwrap();
+        assert!(site.branch(&at, &other).is_err());
+        let left = fs::read_dir(site.data().join("overlays")).unwrap();
+        assert_eq!(left.count(), 1);
+        assert!(site.overlay_of(other.id, "debian").unwrap().is_none());
     }
 
     #[test]
