@@ -42,9 +42,28 @@ impl Store {
         bytes: u64,
     ) -> Result<(), DiskError> {
         range::check(offset, bytes, self.size_bytes())?;
-        self.by_group(retired, offset, bytes, |top, run| {
-            self.unmap_group(top, run)
+        let end = offset + bytes;
+        // The last block of the disk may be short: it is whole when the range
+        // reaches the end of the disk.
+        let first = offset.next_multiple_of(BLOCK_BYTES);
+        let last = match end == self.size_bytes() {
+            true => end,
+            false => end / BLOCK_BYTES * BLOCK_BYTES,
+        };
+        let zero =
+            |at, end| self.by_group(retired, at, end - at, |top, run| self.zero_part(top, run));
+        if first >= last {
+            zero(offset, end)?;
+            return self.write_through();
+        }
+        // Whole blocks first: they give room, and the rest of others may need
+        // some.
+        self.by_group(retired, first, last - first, |top, run| {
+            self.unmap_blocks(top, run);
+            Ok(())
         })?;
+        zero(offset, first)?;
+        zero(last, end)?;
         self.write_through()
     }
 
@@ -126,22 +145,9 @@ impl Store {
         Ok(())
     }
 
-    /// Unmaps a range inside one group whose lock is held.
-    fn unmap_group(&self, top: &Layer, range: Range<u64>) -> Result<(), DiskError> {
-        // The last block of the disk may be short: it is whole when the range
-        // reaches the end of the disk.
-        let first = range.start.div_ceil(BLOCK_BYTES);
-        let last = match range.end == self.size_bytes() {
-            true => range.end.div_ceil(BLOCK_BYTES),
-            false => range.end / BLOCK_BYTES,
-        };
-        if first >= last {
-            return self.zero_part(top, range);
-        }
-        self.zero_part(top, range.start..first * BLOCK_BYTES)?;
-        if last * BLOCK_BYTES < range.end {
-            self.zero_part(top, last * BLOCK_BYTES..range.end)?;
-        }
+    /// Unmaps whole blocks inside one group whose lock is held.
+    fn unmap_blocks(&self, top: &Layer, range: Range<u64>) {
+        let (first, last) = (range.start / BLOCK_BYTES, range.end.div_ceil(BLOCK_BYTES));
         let mut own = Vec::new();
         let mut at = first;
         while at < last {
@@ -158,7 +164,6 @@ impl Store {
                 self.punch(top, blocks);
             }
         }
-        Ok(())
     }
 
     /// Zeros a part of one block, or of two that touch.
