@@ -27,7 +27,8 @@ use crate::{Access, Disk, DiskError, Durability, Extent, Geometry, OpenError, Se
 /// of them.
 const ATTEMPTS: usize = 100;
 
-/// The restore points of the overlay in `dir`, oldest first.
+/// The restore points of the overlay in `dir`, oldest first. One whose note is
+/// damaged is left out: nobody can name it, and the others are there.
 pub(super) fn points(dir: &Path) -> Result<Vec<Point>, OpenError> {
     caught(dir, |head| {
         let mut points = Vec::new();
@@ -35,9 +36,11 @@ pub(super) fn points(dir: &Path) -> Result<Vec<Point>, OpenError> {
         for entry in head.frozen() {
             let layer = layer_dir(dir, entry.number);
             stored += stored_bytes(&layer)?;
-            if entry.is_point {
+            if entry.is_point
+                && let Some(note) = Note::read_whole(&layer)?
+            {
                 points.push(Point {
-                    note: Note::read(&layer)?,
+                    note,
                     stored_bytes: std::mem::take(&mut stored),
                 });
             }
@@ -63,7 +66,10 @@ fn caught<T>(dir: &Path, mut look: impl FnMut(&Head) -> io::Result<T>) -> Result
 /// The frozen layers up to a restore point, lowest first.
 fn up_to(dir: &Path, head: &Head, at: PointId) -> io::Result<Option<Vec<Entry>>> {
     for (index, entry) in head.frozen().iter().enumerate() {
-        if entry.is_point && Note::read(&layer_dir(dir, entry.number))?.id == at {
+        if entry.is_point
+            && let Some(note) = Note::read_whole(&layer_dir(dir, entry.number))?
+            && note.id == at
+        {
             return Ok(Some(head.frozen()[..=index].to_vec()));
         }
     }
@@ -133,7 +139,9 @@ fn link_layer(files: &Files, source: &Path, dir: &Path, entry: Entry) -> io::Res
                 link(&log)?;
             }
         } else if !has("live") {
-            return Err(corrupt(&from, "has no checkpoint"));
+            // Sealed while its names were read: looked at again.
+            let what = format!("{} has no checkpoint", from.display());
+            return Err(io::Error::new(io::ErrorKind::NotFound, what));
         }
     }
     Ok(())

@@ -96,6 +96,17 @@ impl Note {
         Note::parse(&bytes).ok_or_else(|| corrupt(&path, "is damaged"))
     }
 
+    /// The same; `None`, and a word in the log, when it is damaged.
+    pub(super) fn read_whole(dir: &Path) -> io::Result<Option<Note>> {
+        match Note::read(dir) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(%error, "a restore point cannot be named: its layer is kept");
+                Ok(None)
+            }
+            note => note.map(Some),
+        }
+    }
+
     fn emit(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(NOTE_HEAD_BYTES + self.comment.len() + 4);
         bytes.extend(MAGIC);

@@ -88,9 +88,9 @@ impl Store {
             let entries = self.situation().head.layers.clone();
             let mut dropped = Vec::new();
             for entry in entries.iter().filter(|entry| entry.is_point) {
-                let note = Note::read(&layer_dir(self.dir(), entry.number))
+                let note = Note::read_whole(&layer_dir(self.dir(), entry.number))
                     .map_err(|e| trouble(self.context("reading a restore point of"), e))?;
-                if points.contains(&note.id) {
+                if note.is_some_and(|note| points.contains(&note.id)) {
                     dropped.push(entry.number);
                 }
             }
@@ -159,7 +159,8 @@ impl Store {
         trouble(self.context(&format!("{what} layers of")), error)
     }
 
-    /// Merges a layer with the one above it; `false` when both are shared.
+    /// Merges a layer with the one above it; `false` when both are shared, or
+    /// the note of the point at their end is damaged.
     fn merge(
         &self,
         retired: &AtomicBool,
@@ -169,6 +170,10 @@ impl Store {
         frozen: &[Arc<Frozen>],
     ) -> io::Result<bool> {
         let (lower, upper) = (&frozen[at], &frozen[at + 1]);
+        if self.situation().head.layers[at + 1].is_point && Note::read_whole(&upper.dir)?.is_none()
+        {
+            return Ok(false);
+        }
         // Without files on one side there is nothing to copy.
         let way = match (lower.is_empty(), upper.is_empty()) {
             (true, _) => Way::Up,

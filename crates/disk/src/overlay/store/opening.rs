@@ -110,8 +110,9 @@ impl Store {
         retired: &AtomicBool,
         generation: u64,
     ) -> Result<Arc<Store>, OpenError> {
-        let _layers = super::held(&self.layers);
         self.retire(retired)?;
+        // A merge that is under way ends at its next piece.
+        let _layers = super::held(&self.layers);
         // No flush and no change of the head is under way, and none will be
         // by anybody who looks at the handle again.
         let _journal = self.journal();

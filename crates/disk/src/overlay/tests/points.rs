@@ -463,6 +463,56 @@ fn a_quota_counts_all_layers_and_ends_with_no_space_never_with_a_lost_overlay() 
 }
 
 #[test]
+fn what_an_unmap_gives_back_at_the_quota_is_room_for_its_own_ends() {
+    for mode in BOTH {
+        let site = Site::new();
+        let overlay = site.create(mode);
+        let image = contents(&overlay);
+        overlay.set_quota(Some(4096 * 8)).unwrap();
+        overlay.write(4096, &[1; 4096 * 8]).unwrap();
+        assert!(overlay.write(0, &[1; 512]).is_err(), "it is full");
+        overlay.unmap(512, 4096 * 9).unwrap();
+        let mut bytes = vec![0; 4096 * 10];
+        overlay.read(0, &mut bytes).unwrap();
+        assert!(bytes[512..4096 * 9 + 512].iter().all(|&b| b == 0));
+        assert_eq!(bytes[..512], image[..512]);
+        assert_eq!(bytes[4096 * 9 + 512..], image[4096 * 9 + 512..4096 * 10]);
+        // Ends that find no room leave what lies between them unmapped.
+        overlay.set_quota(Some(4096 * 2)).unwrap();
+        overlay.unmap(512, 1024).unwrap();
+        assert!(overlay.unmap(4096 * 12 + 512, 4096 * 3).is_err());
+        overlay.read(4096 * 13, &mut bytes[..8192]).unwrap();
+        assert!(bytes[..8192].iter().all(|&b| b == 0));
+    }
+}
+
+#[test]
+fn a_damaged_note_hides_no_other_point_and_keeps_its_layer() {
+    let site = Site::new();
+    let overlay = site.create(OverlayMode::Keep);
+    for number in 1..=4 {
+        let offset = u64::from(number) * 8192;
+        overlay.write(offset, &[number; 4096]).unwrap();
+        overlay.point(note(number)).unwrap();
+    }
+    let before = contents(&overlay);
+    let path = site.dir().join("001/point");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(site.points(), [1, 3, 4]);
+    assert!(contents(&site.view(4).unwrap()) == before);
+    assert!(matches!(site.view(2), Err(OpenError::NoPoint { .. })));
+    // Thinning goes on around it.
+    overlay.drop_points(&[note(1).id, note(3).id]).unwrap();
+    assert_eq!(site.points(), [4]);
+    assert_eq!(layers_in(&site.dir()), 3, "what cannot be named is kept");
+    assert!(contents(&overlay) == before);
+    drop(overlay);
+    assert!(contents(&site.open()) == before);
+}
+
+#[test]
 fn the_reserve_of_the_pool_is_kept_and_told() {
     let site = Site::new();
     let overlay = site.create(OverlayMode::Keep);
