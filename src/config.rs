@@ -110,6 +110,8 @@ pub(crate) struct Tftp {
 pub(crate) struct Http {
     /// TCP port.
     pub(crate) port: u16,
+    /// Whether golden images are served.
+    pub(crate) images: bool,
 }
 
 /// Disks.
@@ -201,7 +203,10 @@ impl Default for Config {
                 port: 69,
                 block_bytes: 1468,
             },
-            http: Http { port: 80 },
+            http: Http {
+                port: 80,
+                images: false,
+            },
             iscsi: Iscsi {
                 port: 3260,
                 target_prefix: "iqn.2026-11.net.diskless".to_owned(),

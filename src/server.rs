@@ -277,8 +277,10 @@ fn site(
     inventory: &Arc<Inventory>,
     timeline: &Arc<Timeline>,
 ) -> anyhow::Result<Site> {
-    let files = config.data.join("files");
-    std::fs::create_dir_all(&files).with_context(|| format!("making {}", files.display()))?;
+    let (files, isos) = (config.data.join("files"), config.data.join("isos"));
+    for tree in [&files, &isos] {
+        std::fs::create_dir_all(tree).with_context(|| format!("making {}", tree.display()))?;
+    }
     let addresses = Addresses::default();
     for lease in inventory.leases()? {
         addresses.learn(lease.address, lease.mac);
@@ -295,6 +297,8 @@ fn site(
         },
         target_prefix: config.iscsi.target_prefix.clone(),
         files,
+        isos,
+        serves_images: config.http.images,
         retry: config.boot.retry,
     })
 }

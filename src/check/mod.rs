@@ -21,6 +21,7 @@ use crate::config::{Config, DhcpMode};
 use crate::services::chains::Chain;
 
 mod data;
+mod descriptors;
 mod firewall;
 mod loaders;
 mod network;
@@ -171,6 +172,7 @@ pub(crate) fn run(
                 ));
                 let doors = doors(config, chosen.address);
                 findings.extend(privileges::look(&doors));
+                findings.extend(descriptors::look());
                 findings.extend(ports::look(&doors));
                 findings.extend(firewall::look(&doors, &chosen.interface));
             }

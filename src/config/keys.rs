@@ -50,6 +50,7 @@ keys! {
     "tftp.port" => tftp.port = value::port, "a port from 1 to 65535";
     "tftp.block_bytes" => tftp.block_bytes = value::block_bytes, "a number from 512 to 65464; more than 1468 needs jumbo frames";
     "http.port" => http.port = value::port, "a port from 1 to 65535";
+    "http.images" => http.images = value::boolean, "true or false";
     "iscsi.port" => iscsi.port = value::port, "a port from 1 to 65535";
     "iscsi.target_prefix" => iscsi.target_prefix = value::iqn, "an iSCSI name: iqn., year-month, a domain you own backwards, as in \"iqn.2026-11.org.example\"";
     "loaders.directory" => loaders.directory = value::path_or_none, "the path of a directory, or \"\" for none";

@@ -63,12 +63,8 @@ impl Loaders {
 /// it. A name with `..`, a backslash, NUL or an empty part is not found;
 /// links that the administrator put there are followed.
 pub(crate) fn open_below(directories: &[PathBuf], name: &str) -> io::Result<File> {
-    let not_found = || io::Error::from(io::ErrorKind::NotFound);
-    let is_plain = |part: &str| {
-        !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0'])
-    };
-    if !name.split('/').all(is_plain) {
-        return Err(not_found());
+    if !is_plain(name) {
+        return Err(io::ErrorKind::NotFound.into());
     }
     for directory in directories {
         let path = directory.join(name);
@@ -77,7 +73,26 @@ pub(crate) fn open_below(directories: &[PathBuf], name: &str) -> io::Result<File
             return File::open(path);
         }
     }
-    Err(not_found())
+    Err(io::ErrorKind::NotFound.into())
+}
+
+/// The directory `name` below `root`, which is `root` itself where the name is
+/// empty; else as [`open_below`].
+pub(crate) fn directory_below(root: &Path, name: &str) -> io::Result<PathBuf> {
+    let path = match name {
+        "" => root.to_owned(),
+        name if is_plain(name) => root.join(name),
+        _ => return Err(io::ErrorKind::NotFound.into()),
+    };
+    let is_directory = std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
+    let found = is_directory.then_some(path);
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Whether a name stays below the directory it is looked for in.
+fn is_plain(name: &str) -> bool {
+    name.split('/')
+        .all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']))
 }
 
 #[cfg(test)]

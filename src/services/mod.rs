@@ -47,6 +47,10 @@ pub(crate) struct Site {
     pub(crate) target_prefix: String,
     /// Files of the user's, served below `/files/`.
     pub(crate) files: PathBuf,
+    /// Discs of the user's, served below `/iso/`.
+    pub(crate) isos: PathBuf,
+    /// Whether golden images are served below `/images/`.
+    pub(crate) serves_images: bool,
     /// How long a machine that could not boot waits before it asks again, at
     /// least; jitter comes on top.
     pub(crate) retry: Duration,

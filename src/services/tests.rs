@@ -88,11 +88,23 @@ impl Lab {
                 iscsi: 3260,
             },
             target_prefix: "iqn.2026-11.net.diskless".into(),
+            isos: files.join("isos"),
             files,
+            serves_images: false,
             retry: Duration::from_secs(5),
         });
         self.disks = Some(Arc::new(MachineDisks::new(Arc::clone(&site))));
         self.site = Some(site);
+    }
+
+    /// From now on golden images are served over HTTP.
+    pub(crate) fn serve_images(&mut self) {
+        self.disks = None;
+        let site = self.site.take().and_then(Arc::into_inner).unwrap();
+        self.site = Some(Arc::new(Site {
+            serves_images: true,
+            ..site
+        }));
     }
 
     pub(crate) fn site(&self) -> &Arc<Site> {

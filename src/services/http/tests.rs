@@ -2,14 +2,18 @@
 //! connection matters over a socket.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use axum::http::Method;
 use dhcp::Mac;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 
+use super::script::with_jitter;
+use super::server::BUFFER_BYTES;
 use super::*;
-use crate::inventory::{MachineChange, MachineState};
-use crate::services::tests::Lab;
+use crate::inventory::{Machine, MachineChange, MachineState, OverlayMode};
+use crate::services::tests::{Lab, PC_ADDRESS};
 
 const PC: &str = "/boot.ipxe?mac=52-54-00-00-00-01";
 
@@ -205,15 +209,218 @@ fn a_file_is_served_in_parts_and_nothing_outside_its_directory() {
         "/files/../data/state.db",
         "/files/%2e%2e/data/state.db",
         "/files/iso/..%2f..%2fdata/state.db",
+        "/files/..%5cdata/state.db",
+        "/files/%252e%252e/data/state.db",
+        "/files/..;/data/state.db",
         "/files/%2fetc/passwd",
-        "/files/iso",
+        "/files//etc/passwd",
         "/files/a%00b",
+        "/files/%2e%2e/",
+        "/files/..%2fdata/",
+        "/files//",
+        "/iso/../data/state.db",
+        "/iso/%2e%2e/%2e%2e/data/state.db",
+        "/images/..%2fdebian",
         "/loader/../data/state.db",
     ] {
         assert_eq!(lab.get(path).status, StatusCode::NOT_FOUND, "{path}");
     }
     let bad = lab.get("/files/%ff%fe").status;
     assert!(bad.is_client_error(), "{bad}");
+}
+
+#[test]
+fn a_directory_is_listed_and_its_links_lead_to_its_files() {
+    let (lab, _) = lab();
+    let directory = lab.files().join("isos/a b");
+    std::fs::create_dir_all(directory.join("more")).unwrap();
+    std::fs::write(directory.join("1&2.iso"), b"0123456789").unwrap();
+    std::fs::write(directory.join(".hidden"), b"").unwrap();
+    let page = lab.get("/iso/a%20b/");
+    assert_eq!(
+        page.headers[header::CONTENT_TYPE],
+        "text/html; charset=utf-8"
+    );
+    let links = "<a href=\"./1%262.iso\">1&amp;2.iso</a>  10\n<a href=\"./more/\">more/</a>\n";
+    assert!(page.text.contains(links), "{}", page.text);
+    assert!(!page.text.contains("hidden"));
+    assert_eq!(lab.get("/iso/a%20b/1%262.iso").text, "0123456789");
+    assert!(lab.get("/files/").text.contains("<a href=\"./isos/\">"));
+    for (path, location) in [("/iso/a%20b", "/iso/a%20b/"), ("/files", "/files/")] {
+        let moved = lab.get(path);
+        assert_eq!(moved.status, StatusCode::MOVED_PERMANENTLY, "{path}");
+        assert_eq!(moved.headers[header::LOCATION], location);
+    }
+    assert_eq!(lab.get("/iso/none/").status, StatusCode::NOT_FOUND);
+}
+
+#[test]
+fn a_golden_image_is_sent_only_where_that_is_allowed() {
+    let (mut lab, _) = lab();
+    let refused = lab.get("/images/debian@1");
+    assert_eq!(refused.status, StatusCode::NOT_FOUND);
+    assert!(refused.text.contains("http.images"), "{}", refused.text);
+    lab.serve_images();
+    let part = lab.ask(Method::GET, "/images/debian@1", &[("range", "bytes=-3")]);
+    assert_eq!(
+        (part.status.as_u16(), part.text.as_str()),
+        (206, "\x01\x01\x01")
+    );
+    assert_eq!(
+        lab.get("/images/debian").headers[header::ETAG],
+        part.headers[header::ETAG]
+    );
+    assert_eq!(lab.get("/images/debian@7").status, StatusCode::NOT_FOUND);
+    assert_eq!(lab.get("/images/debian@x").status, StatusCode::BAD_REQUEST);
+    let image = lab.inventory().images()[0].clone();
+    image.damage.set(std::iter::once(0..8192).collect());
+    assert_eq!(
+        lab.get("/images/debian@1").status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+}
+
+#[test]
+fn an_ipxe_that_cannot_say_which_part_it_wants_is_told_of_in_the_timeline() {
+    let (lab, pc) = lab();
+    lab.site().addresses.learn(PC_ADDRESS, pc.mac);
+    std::fs::write(lab.files().join("a.iso"), b"0123456789").unwrap();
+    let answer = lab.ask(Method::GET, "/files/a.iso", &[("range", "bytes=u-u")]);
+    assert_eq!(answer.text, "0123456789");
+    assert!(lab.told(&pc, Stage::Problem)[0].contains("another build"));
+}
+
+/// Reads one answer from a connection that stays open: head and body.
+async fn answer(stream: &mut TcpStream) -> (String, Vec<u8>) {
+    let mut bytes = Vec::new();
+    let head_bytes = loop {
+        assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0);
+        if let Some(at) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+    };
+    let body = bytes.split_off(head_bytes);
+    let head = String::from_utf8(bytes).unwrap();
+    let mut body = body;
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: ")?.parse().ok())
+        .expect("a length");
+    while body.len() < length {
+        assert_ne!(stream.read_buf(&mut body).await.unwrap(), 0);
+    }
+    assert_eq!(body.len(), length);
+    (head, body)
+}
+
+#[tokio::test]
+async fn files_come_whole_and_in_parts_over_one_connection_as_they_lie() {
+    let (lab, _) = lab();
+    let bytes: Vec<u8> = (0..3_000_000_u32)
+        .flat_map(|n| n.to_le_bytes())
+        .take(5_000_001)
+        .collect();
+    std::fs::write(lab.files().join("big.iso"), &bytes).unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server = Server::start(&[address], Arc::clone(lab.site()))
+        .await
+        .unwrap();
+    let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
+    let mut ask = async |range: &str| {
+        let request = format!("GET /files/big.iso HTTP/1.1\r\nHost: x\r\nRange: {range}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        answer(&mut stream).await
+    };
+    for (range, part) in [
+        ("bytes=0-65535", &bytes[..65_536]),
+        ("none", &bytes[..]),
+        ("bytes=4999999-", &bytes[4_999_999..]),
+        ("bytes=1000000-1000000", &bytes[1_000_000..1_000_001]),
+        ("bytes=262143-1000000", &bytes[262_143..1_000_001]),
+    ] {
+        assert!(ask(range).await.1 == part, "{range}");
+    }
+    let (head, body) = ask("bytes=5-9,4000000-4999999").await;
+    assert!(head.contains("multipart/byteranges"), "{head}");
+    let contains = |part: &[u8]| body.windows(part.len()).any(|window| window == part);
+    assert!(contains(&bytes[5..10]) && contains(&bytes[4_000_000..5_000_000]));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_shrinks_while_it_is_sent_ends_the_connection() {
+    let (lab, _) = lab();
+    let path = lab.files().join("big.iso");
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server = Server::start(&[address], Arc::clone(lab.site()))
+        .await
+        .unwrap();
+    let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
+    stream
+        .write_all(b"GET /files/big.iso HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut bytes = vec![0; 1 << 16];
+    stream.read_exact(&mut bytes).await.unwrap();
+    file.set_len(0).unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest).await;
+    assert!(rest.len() < 64 << 20);
+    server.stop().await;
+}
+
+/// So many at once, from four addresses: one alone would have its share.
+#[tokio::test]
+async fn two_thousand_connections_are_served_at_once() {
+    const CONNECTIONS: usize = 2000;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    if limit.maximum.is_some_and(|files| files < 20_000) {
+        let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+        assert!(!is_ci, "too few descriptors (ulimit -Hn)");
+        eprintln!("not tried: too few descriptors (ulimit -Hn)");
+        return;
+    }
+    let (lab, _) = lab();
+    std::fs::write(lab.files().join("a.iso"), vec![7; 100_000]).unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server = Server::start(&[address], Arc::clone(lab.site()))
+        .await
+        .unwrap();
+    let mut streams = Vec::new();
+    for number in 0..CONNECTIONS {
+        let socket = TcpSocket::new_v4().unwrap();
+        let last = u8::try_from(number % 4 + 2).unwrap();
+        socket
+            .bind((Ipv4Addr::new(127, 0, 0, last), 0).into())
+            .unwrap();
+        let mut stream = socket.connect(server.addresses()[0]).await.unwrap();
+        // All ask before anybody is read from.
+        let request = b"GET /files/a.iso HTTP/1.1\r\nHost: x\r\nRange: bytes=9-4104\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        streams.push(stream);
+    }
+    for stream in &mut streams {
+        assert!(answer(stream).await.1 == [7; 4096]);
+    }
+    // And nobody was sent away meanwhile.
+    for stream in &mut streams {
+        stream
+            .write_all(b"HEAD /iso/ HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut head = [0; 15];
+        stream.read_exact(&mut head).await.unwrap();
+        assert!(head.starts_with(b"HTTP/1.1 "));
+    }
+    drop(streams);
+    server.stop().await;
 }
 
 /// A server on a socket, and what it answers to these bytes until it closes.
@@ -263,21 +470,6 @@ async fn head_over_a_socket_says_the_length_of_the_script() {
         .unwrap();
     assert!(length.parse::<usize>().unwrap() > 100);
     assert!(answer.ends_with("\r\n\r\n"));
-}
-
-#[test]
-fn one_address_does_not_take_every_connection() {
-    let callers = Callers::default();
-    let (one, other) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
-    let mut taken: Vec<_> = (0..CONNECTIONS_PER_ADDRESS_MAX)
-        .map(|_| callers.admit(one.into()).unwrap())
-        .collect();
-    assert!(callers.admit(one.into()).is_none());
-    assert!(callers.admit(other.into()).is_some());
-    taken.pop();
-    assert!(callers.admit(one.into()).is_some());
-    drop(taken);
-    assert!(callers.0.lock().unwrap().is_empty());
 }
 
 #[test]

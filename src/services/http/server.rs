@@ -1,0 +1,227 @@
+//! Listeners, and one hyper connection for each who comes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+
+use super::crowd::{self, Crowd, Guest};
+use super::socket::{Pieces, Socket};
+use super::{Peer, Reached, router};
+use crate::services::Site;
+
+/// How long a client may take to send its request headers, and to begin with
+/// the next ones.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest request headers.
+pub(super) const BUFFER_BYTES: usize = 16 * 1024;
+/// How long a client may leave what was sent unacknowledged.
+const SEND_TIMEOUT_MILLIS: u32 = 60_000;
+/// How long answers under way may take once the program ends.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Connections that may wait in the listen queue; the kernel has its own limit
+/// (net.core.somaxconn).
+const LISTEN_QUEUE: u32 = 4096;
+
+/// A running HTTP server.
+pub(crate) struct Server {
+    addresses: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    accepting: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens and serves until [`Server::stop`].
+    pub(crate) async fn start(wished: &[SocketAddr], site: Arc<Site>) -> io::Result<Server> {
+        let mut listeners = Vec::new();
+        let mut addresses = Vec::new();
+        for address in wished {
+            let listener = listen(*address)
+                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
+            addresses.push(listener.local_addr()?);
+            listeners.push(listener);
+        }
+        let (stop, stopped) = watch::channel(false);
+        let (router, crowd) = (router(site), Crowd::new());
+        let mut accepting = vec![tokio::spawn(look_after(crowd.clone(), stopped.clone()))];
+        accepting.extend(listeners.into_iter().map(|listener| {
+            tokio::spawn(accept(
+                listener,
+                router.clone(),
+                crowd.clone(),
+                stopped.clone(),
+            ))
+        }));
+        Ok(Server {
+            addresses,
+            stop,
+            accepting,
+        })
+    }
+
+    /// Where it listens.
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Accepts nothing more and lets answers under way end, for a while.
+    pub(crate) async fn stop(self) {
+        let _ = self.stop.send(true);
+        let _ = tokio::time::timeout(DRAIN, async {
+            for accepting in self.accepting {
+                let _ = accepting.await;
+            }
+        })
+        .await;
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As std does: a restart does not wait for old connections to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(LISTEN_QUEUE)
+}
+
+async fn look_after(crowd: Crowd, mut stopped: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            _ = stopped.changed() => return,
+            () = tokio::time::sleep(crowd::LOOK) => crowd.look(),
+        }
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    crowd: Crowd,
+    mut stopped: watch::Receiver<bool>,
+) {
+    loop {
+        let place = tokio::select! {
+            _ = stopped.changed() => break,
+            place = crowd.place() => place,
+        };
+        let accepted = tokio::select! {
+            _ = stopped.changed() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let Some(guest) = place.and_then(|place| crowd.admit(peer.ip(), place)) else {
+                    tracing::debug!(%peer, "too many HTTP connections");
+                    continue;
+                };
+                tokio::spawn(connection(
+                    stream,
+                    peer,
+                    guest,
+                    router.clone(),
+                    stopped.clone(),
+                ));
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: connections that end free some.
+                tracing::warn!(%error, "accepting an HTTP connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    crowd.empty().await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    guest: Guest,
+    router: Router,
+    stopped: watch::Receiver<bool>,
+) {
+    let reached = match stream
+        .local_addr()
+        .map(|address| address.ip().to_canonical())
+    {
+        Ok(IpAddr::V4(address)) => Reached(address),
+        Ok(IpAddr::V6(_)) | Err(_) => {
+            tracing::debug!(%peer, "an HTTP connection to no IPv4 address");
+            return;
+        }
+    };
+    let set_up = rustix::net::sockopt::set_tcp_user_timeout(&stream, SEND_TIMEOUT_MILLIS)
+        .map_err(io::Error::from)
+        .and_then(|()| stream.set_nodelay(true));
+    if let Err(error) = set_up {
+        tracing::debug!(%peer, %error, "setting up an HTTP connection");
+    }
+    let pieces = Pieces::default();
+    let socket = Socket::new(stream, pieces.clone(), guest.moved());
+    let asked = Asked {
+        peer: Peer(peer),
+        reached,
+        pieces: Some(pieces),
+    };
+    tokio::select! {
+        ended = serve(socket, asked, router, stopped) => if let Err(error) = ended {
+            tracing::debug!(%peer, %error, "HTTP connection ended");
+        },
+        () = guest.asked_to_leave() => {
+            tracing::debug!(%peer, "HTTP connection closed: too slow, or still for too long");
+        }
+    }
+}
+
+/// What the handlers are told of a connection.
+#[derive(Clone)]
+struct Asked {
+    peer: Peer,
+    reached: Reached,
+    /// Where files can be sent as they lie.
+    pieces: Option<Pieces>,
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    asked: Asked,
+    router: Router,
+    mut stopped: watch::Receiver<bool>,
+) -> hyper::Result<()> {
+    let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let mut request = request.map(Body::new);
+        let extensions = request.extensions_mut();
+        extensions.insert(asked.peer);
+        extensions.insert(asked.reached);
+        if let Some(pieces) = &asked.pieces {
+            extensions.insert(pieces.clone());
+        }
+        tower::ServiceExt::oneshot(router.clone(), request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES)
+        // A client that has said all it wants (nc does) still wants the answer.
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
