@@ -112,6 +112,23 @@ pub(crate) struct Http {
     pub(crate) port: u16,
     /// Whether golden images are served.
     pub(crate) images: bool,
+    /// TCP port of HTTPS; `None`: there is none.
+    pub(crate) tls_port: Option<u16>,
+    /// A certificate, PEM; `None`: one of our own authority.
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Its key, PEM.
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Who is sent to HTTPS.
+    pub(crate) tls_for: Vec<TlsFor>,
+}
+
+/// Who can be sent to HTTPS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsFor {
+    /// UEFI HTTP Boot.
+    Firmware,
+    /// iPXE.
+    Ipxe,
 }
 
 /// Disks.
@@ -206,6 +223,10 @@ impl Default for Config {
             http: Http {
                 port: 80,
                 images: false,
+                tls_port: None,
+                tls_certificate: None,
+                tls_key: None,
+                tls_for: Vec::new(),
             },
             iscsi: Iscsi {
                 port: 3260,
@@ -458,6 +479,26 @@ impl Reader {
             self.problems.push(format!(
                 "`http.port` and `iscsi.port` are both {port}; choose another for one of them"
             ));
+        }
+        if http
+            .tls_port
+            .is_some_and(|port| port == http.port || port == iscsi.port)
+        {
+            self.problems.push(
+                "`http.tls_port` is another door's port already; choose another for it".to_owned(),
+            );
+        }
+        if http.tls_certificate.is_some() != http.tls_key.is_some() {
+            self.problems.push(
+                "`http.tls_certificate` and `http.tls_key` belong together; set both, or neither for a certificate of diskless's own authority"
+                    .to_owned(),
+            );
+        }
+        if http.tls_port.is_none() && !http.tls_for.is_empty() {
+            self.problems.push(
+                "`http.tls_for` sends machines to HTTPS, which is off; set `http.tls_port` too"
+                    .to_owned(),
+            );
         }
         if api.socket.is_none() && api.listen.is_none() {
             self.problems.push(

@@ -20,10 +20,12 @@ use crate::services::tftp::LoaderFiles;
 use crate::services::{Addresses, Loaders, Site, http};
 use crate::timeline::Timeline;
 
+mod encrypted;
 mod files;
 mod live;
 mod upkeep;
 
+use encrypted::{Encrypted, https};
 pub(crate) use files::serve_files;
 pub(crate) use live::LiveTargets;
 use live::{Counted, LiveFacts};
@@ -81,7 +83,9 @@ impl Running {
         disk::overlay::sweep(&overlays)
             .with_context(|| format!("looking through {}", overlays.display()))?;
         let timeline = Arc::new(Timeline::open(Arc::clone(&inventory))?);
-        let site = Arc::new(site(config, &inventory, &timeline)?);
+        let encrypted = Encrypted::open(config, &[served.address])?;
+        let authority = encrypted.authority.clone();
+        let site = Arc::new(site(config, &inventory, &timeline, authority)?);
 
         let room = Room {
             quota_bytes: config.overlays.quota,
@@ -106,7 +110,7 @@ impl Running {
         let iscsi = Arc::new(iscsi);
 
         let address = SocketAddr::from((served.address, config.http.port));
-        let http = http::Server::start(&[address], Arc::clone(&site))
+        let http = http::Server::start(&[address], encrypted.doors, Arc::clone(&site))
             .await
             .context("opening the HTTP port")?;
 
@@ -276,6 +280,7 @@ fn site(
     config: &Config,
     inventory: &Arc<Inventory>,
     timeline: &Arc<Timeline>,
+    authority: Option<String>,
 ) -> anyhow::Result<Site> {
     let (files, isos) = (config.data.join("files"), config.data.join("isos"));
     for tree in [&files, &isos] {
@@ -294,10 +299,12 @@ fn site(
         ports: Ports {
             http: config.http.port,
             iscsi: config.iscsi.port,
+            https: https(config),
         },
         target_prefix: config.iscsi.target_prefix.clone(),
         files,
         isos,
+        authority,
         serves_images: config.http.images,
         retry: config.boot.retry,
     })
@@ -358,6 +365,9 @@ fn doors(
     }
     for address in http.addresses() {
         doors.push(door("http", address.to_string()));
+    }
+    for address in http.tls_addresses() {
+        doors.push(door("https", address.to_string()));
     }
     for portal in iscsi.portals() {
         doors.push(door("iscsi", portal.to_string()));

@@ -7,6 +7,7 @@
 //! Whoever reaches the API may do everything the program may: it stands on a
 //! Unix socket (`server`), and on a loopback address where the site asks for it.
 
+pub(crate) mod authority;
 pub(crate) mod disks;
 mod error;
 pub(crate) mod exports;
@@ -221,7 +222,8 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(targets::rescan_lun))
         .routes(routes!(leases::list))
         .routes(routes!(sessions::list))
-        .routes(routes!(status::show));
+        .routes(routes!(status::show))
+        .routes(routes!(authority::show));
     let mut router = OpenApiRouter::with_openapi(Description::openapi()).nest(PREFIX, nouns);
     // Changes with every release; the description should not.
     router.get_openapi_mut().info.version = "1".to_owned();

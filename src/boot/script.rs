@@ -18,6 +18,17 @@ pub(crate) struct Ports {
     pub(crate) http: u16,
     /// Disks.
     pub(crate) iscsi: u16,
+    /// Who is sent to an encrypted door.
+    pub(crate) https: Https,
+}
+
+/// The ports of encrypted doors, for those that are sent there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Https {
+    /// UEFI HTTP Boot, for its loader.
+    pub(crate) firmware: Option<u16>,
+    /// iPXE, for its script and what the script names.
+    pub(crate) ipxe: Option<u16>,
 }
 
 /// Where a booting machine reaches us: by the one of our addresses that it
@@ -28,6 +39,8 @@ pub(crate) struct Doors {
     pub(crate) address: Ipv4Addr,
     /// Base of our URLs, without a slash at the end.
     pub(crate) http: String,
+    /// The same for UEFI HTTP Boot.
+    pub(crate) firmware: String,
     /// iSCSI portal port.
     pub(crate) iscsi_port: u16,
 }
@@ -35,13 +48,16 @@ pub(crate) struct Doors {
 impl Doors {
     /// The doors behind one of our addresses.
     pub(crate) fn new(address: Ipv4Addr, ports: Ports) -> Doors {
-        let http = match ports.http {
-            80 => format!("http://{address}"),
-            port => format!("http://{address}:{port}"),
+        let base = |https: Option<u16>| match (https, ports.http) {
+            (Some(443), _) => format!("https://{address}"),
+            (Some(port), _) => format!("https://{address}:{port}"),
+            (None, 80) => format!("http://{address}"),
+            (None, port) => format!("http://{address}:{port}"),
         };
         Doors {
             address,
-            http,
+            http: base(ports.https.ipxe),
+            firmware: base(ports.https.firmware),
             iscsi_port: ports.iscsi,
         }
     }
@@ -229,6 +245,7 @@ mod tests {
         let ports = Ports {
             http: 80,
             iscsi: 3260,
+            https: Https::default(),
         };
         Doors::new(Ipv4Addr::new(10, 0, 0, 1), ports)
     }
@@ -266,6 +283,7 @@ mod tests {
         let ports = Ports {
             http: 8080,
             iscsi: 3260,
+            https: Https::default(),
         };
         let doors = Doors::new(Ipv4Addr::new(10, 0, 1, 1), ports);
         assert_eq!(
@@ -353,5 +371,28 @@ mod tests {
         assert_eq!(shown("${password} #c ; \u{1b}[2J"), "{password} c [2J");
         assert_eq!(shown("-- -n x --image y"), "n x --image y");
         assert_eq!(shown("Zoë's ## disk\t\0"), "Zo's disk");
+    }
+
+    #[test]
+    fn who_is_sent_to_an_encrypted_door_is_sent_there_and_nobody_else() {
+        let ports = Ports {
+            http: 80,
+            iscsi: 3260,
+            https: Https {
+                firmware: Some(443),
+                ipxe: None,
+            },
+        };
+        let address = Ipv4Addr::new(10, 0, 0, 1);
+        let doors = Doors::new(address, ports);
+        assert_eq!(doors.firmware, "https://10.0.0.1");
+        assert_eq!(doors.http, "http://10.0.0.1");
+        let https = Https {
+            firmware: None,
+            ipxe: Some(8443),
+        };
+        let doors = Doors::new(address, Ports { https, ..ports });
+        assert_eq!(doors.firmware, "http://10.0.0.1");
+        assert_eq!(doors.http, "https://10.0.0.1:8443");
     }
 }

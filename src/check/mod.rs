@@ -266,6 +266,9 @@ fn doors(config: &Config, address: Ipv4Addr) -> Vec<Door> {
         doors.push(door("TFTP", Transport::Udp, config.tftp.port, "tftp.port"));
     }
     doors.push(door("HTTP", Transport::Tcp, config.http.port, "http.port"));
+    if let Some(port) = config.http.tls_port {
+        doors.push(door("HTTPS", Transport::Tcp, port, "http.tls_port"));
+    }
     doors.push(door(
         "iSCSI",
         Transport::Tcp,

@@ -4,6 +4,7 @@
 //! other command asks the running server through its API (`client`) and shows
 //! the answer, as text or with `--json` as it came.
 
+mod authority;
 mod client;
 mod disk;
 mod export;
@@ -115,6 +116,9 @@ enum Noun {
     /// Plain targets; `Verb::Target` reads it.
     #[command(skip)]
     Target(target::Kept),
+    /// The certificate authority of HTTPS
+    #[command(subcommand)]
+    Ca(authority::Verb),
     /// Where the server listens, and who runs
     Status,
 }
@@ -165,6 +169,7 @@ impl Ask {
             Noun::Lease(verb) => lease::run(&client, verb).await,
             Noun::Session(verb) => session::run(&client, verb).await,
             Noun::Target(kept) => target::run(&client, kept).await,
+            Noun::Ca(verb) => authority::run(&client, verb).await,
             Noun::Status => status::run(&client).await,
         }
     }

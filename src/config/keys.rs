@@ -51,6 +51,10 @@ keys! {
     "tftp.block_bytes" => tftp.block_bytes = value::block_bytes, "a number from 512 to 65464; more than 1468 needs jumbo frames";
     "http.port" => http.port = value::port, "a port from 1 to 65535";
     "http.images" => http.images = value::boolean, "true or false";
+    "http.tls_port" => http.tls_port = value::port_or_none, "a port from 1 to 65535, as in 443, or \"\" for none";
+    "http.tls_certificate" => http.tls_certificate = value::path_or_none, "the path of a PEM file, or \"\" for one of diskless's own authority";
+    "http.tls_key" => http.tls_key = value::path_or_none, "the path of a PEM file, or \"\" for none";
+    "http.tls_for" => http.tls_for = value::tls_for, "a list of \"firmware\" and \"ipxe\"";
     "iscsi.port" => iscsi.port = value::port, "a port from 1 to 65535";
     "iscsi.target_prefix" => iscsi.target_prefix = value::iqn, "an iSCSI name: iqn., year-month, a domain you own backwards, as in \"iqn.2026-11.org.example\"";
     "loaders.directory" => loaders.directory = value::path_or_none, "the path of a directory, or \"\" for none";

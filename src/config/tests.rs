@@ -241,6 +241,15 @@ fn a_server_that_no_command_could_reach_is_refused() {
 }
 
 #[test]
+fn https_that_cannot_be_meant_is_refused() {
+    assert!(problem("http.tls_port = 80").contains("another door"));
+    let half = "http.tls_port = 443\nhttp.tls_key = \"/etc/x.key\"";
+    assert!(problem(half).contains("belong together"));
+    assert!(problem("http.tls_for = [\"firmware\"]").contains("http.tls_port"));
+    assert!(problem("http.tls_for = [\"everybody\"]").contains("firmware"));
+}
+
+#[test]
 fn variables_go_before_the_file_and_flags_before_both() {
     let text = "[dhcp]\nmode = \"observe\"\nlease = \"1h\"\n[http]\nport = 81";
     let environment = [

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::DhcpMode;
+use super::{DhcpMode, TlsFor};
 
 /// Longest path of a Unix socket, in bytes (`sockaddr_un` less its NUL).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -147,6 +147,21 @@ pub(super) fn port(given: &Given<'_>) -> Result<u16, Refusal> {
     given
         .number()
         .and_then(|port| if port == 0 { Err(None) } else { Ok(port) })
+}
+
+pub(super) fn port_or_none(given: &Given<'_>) -> Result<Option<u16>, Refusal> {
+    if given.text().is_ok_and(str::is_empty) {
+        return Ok(None);
+    }
+    port(given).map(Some)
+}
+
+pub(super) fn tls_for(given: &Given<'_>) -> Result<Vec<TlsFor>, Refusal> {
+    given.list(|text| match text {
+        "firmware" => Ok(TlsFor::Firmware),
+        "ipxe" => Ok(TlsFor::Ipxe),
+        other => because(format!("{other:?} is neither")),
+    })
 }
 
 pub(super) fn block_bytes(given: &Given<'_>) -> Result<u16, Refusal> {

@@ -128,7 +128,9 @@ impl Policy for Addressing {
                 server: doors.address,
                 file,
             }),
-            Some(Loader::Http(file)) => Some(Boot::Url(format!("{}/loader/{file}", doors.http))),
+            Some(Loader::Http(file)) => {
+                Some(Boot::Url(format!("{}/loader/{file}", doors.firmware)))
+            }
             Some(Loader::Script) => Some(Boot::Url(doors.script_url(client.mac))),
             None => {
                 if client.firmware != Firmware::System {

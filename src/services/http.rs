@@ -15,6 +15,7 @@ use super::documents::{self, Asker as DocumentAsker, Document};
 use super::{Site, ranges};
 use crate::timeline::Stage;
 
+mod authority;
 mod crowd;
 mod script;
 mod server;
@@ -24,7 +25,7 @@ mod tests;
 mod trees;
 
 pub(crate) use crowd::{CONNECTIONS_MAX, places};
-pub(crate) use server::Server;
+pub(crate) use server::{Server, Tls};
 pub(crate) use socket::{PIECE_BYTES, Pieces};
 
 /// The `Range` header of iPXE builds whose `printf` knows no such number.
@@ -49,6 +50,8 @@ pub(super) fn router(site: Arc<Site>) -> Router {
         .route("/iso/", get(trees::isos))
         .route("/iso/{*name}", get(trees::isos))
         .route("/images/{name}", get(trees::image))
+        .route("/ca.pem", get(authority::authority))
+        .route("/ca.cer", get(authority::authority))
         .fallback(get(document))
         .with_state(site)
 }

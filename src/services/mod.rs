@@ -15,6 +15,7 @@ mod secure;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tftp;
+pub(crate) mod tls;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ pub(crate) struct Site {
     pub(crate) files: PathBuf,
     /// Discs of the user's, served below `/iso/`.
     pub(crate) isos: PathBuf,
+    /// Our own certificate authority, where HTTPS is proven by it: PEM.
+    pub(crate) authority: Option<String>,
     /// Whether golden images are served below `/images/`.
     pub(crate) serves_images: bool,
     /// How long a machine that could not boot waits before it asks again, at

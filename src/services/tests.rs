@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use super::iscsi::MachineDisks;
 use super::{Addresses, Loaders, Site, http};
-use crate::boot::script::Ports;
+use crate::boot::script::{Https, Ports};
 use crate::config::DhcpMode;
 use crate::inventory::{
     Assignment, Image, ImageRef, ImportRequest, Inventory, Limits, Machine, MachineChange, Name,
@@ -86,10 +86,12 @@ impl Lab {
             ports: Ports {
                 http: 80,
                 iscsi: 3260,
+                https: Https::default(),
             },
             target_prefix: "iqn.2026-11.net.diskless".into(),
             isos: files.join("isos"),
             files,
+            authority: None,
             serves_images: false,
             retry: Duration::from_secs(5),
         });
@@ -99,12 +101,19 @@ impl Lab {
 
     /// From now on golden images are served over HTTP.
     pub(crate) fn serve_images(&mut self) {
+        self.change(|site| site.serves_images = true);
+    }
+
+    /// From now on there is a certificate authority.
+    pub(crate) fn authority(&mut self, certificate: &str) {
+        self.change(|site| site.authority = Some(certificate.to_owned()));
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Site)) {
         self.disks = None;
-        let site = self.site.take().and_then(Arc::into_inner).unwrap();
-        self.site = Some(Arc::new(Site {
-            serves_images: true,
-            ..site
-        }));
+        let mut site = self.site.take().and_then(Arc::into_inner).unwrap();
+        change(&mut site);
+        self.site = Some(Arc::new(site));
     }
 
     pub(crate) fn site(&self) -> &Arc<Site> {

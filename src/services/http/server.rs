@@ -12,6 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
 
 use super::crowd::{self, Crowd, Guest};
 use super::socket::{Pieces, Socket};
@@ -31,37 +32,57 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// (net.core.somaxconn).
 const LISTEN_QUEUE: u32 = 4096;
 
+/// Encrypted doors.
+pub(crate) struct Tls {
+    /// Where they are.
+    pub(crate) addresses: Vec<SocketAddr>,
+    /// What we prove ourselves with.
+    pub(crate) acceptor: TlsAcceptor,
+}
+
 /// A running HTTP server.
 pub(crate) struct Server {
     addresses: Vec<SocketAddr>,
+    tls_addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     accepting: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Server {
     /// Listens and serves until [`Server::stop`].
-    pub(crate) async fn start(wished: &[SocketAddr], site: Arc<Site>) -> io::Result<Server> {
+    pub(crate) async fn start(
+        wished: &[SocketAddr],
+        tls: Option<Tls>,
+        site: Arc<Site>,
+    ) -> io::Result<Server> {
         let mut listeners = Vec::new();
         let mut addresses = Vec::new();
         for address in wished {
-            let listener = listen(*address)
-                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))?;
+            let listener = listen(*address)?;
             addresses.push(listener.local_addr()?);
-            listeners.push(listener);
+            listeners.push((listener, None));
+        }
+        let mut tls_addresses = Vec::new();
+        if let Some(tls) = tls {
+            for address in tls.addresses {
+                let listener = listen(address)?;
+                tls_addresses.push(listener.local_addr()?);
+                listeners.push((listener, Some(tls.acceptor.clone())));
+            }
         }
         let (stop, stopped) = watch::channel(false);
         let (router, crowd) = (router(site), Crowd::new());
         let mut accepting = vec![tokio::spawn(look_after(crowd.clone(), stopped.clone()))];
-        accepting.extend(listeners.into_iter().map(|listener| {
-            tokio::spawn(accept(
-                listener,
-                router.clone(),
-                crowd.clone(),
-                stopped.clone(),
-            ))
+        accepting.extend(listeners.into_iter().map(|(listener, acceptor)| {
+            let door = Door {
+                router: router.clone(),
+                acceptor,
+            };
+            tokio::spawn(accept(listener, door, crowd.clone(), stopped.clone()))
         }));
         Ok(Server {
             addresses,
+            tls_addresses,
             stop,
             accepting,
         })
@@ -70,6 +91,11 @@ impl Server {
     /// Where it listens.
     pub(crate) fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Where it listens for encrypted connections.
+    pub(crate) fn tls_addresses(&self) -> &[SocketAddr] {
+        &self.tls_addresses
     }
 
     /// Accepts nothing more and lets answers under way end, for a while.
@@ -84,15 +110,27 @@ impl Server {
     }
 }
 
+/// What all connections of a listener come to.
+#[derive(Clone)]
+struct Door {
+    router: Router,
+    /// None: they are plain.
+    acceptor: Option<TlsAcceptor>,
+}
+
+/// An error names the address.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    let open = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // As std does: a restart does not wait for old connections to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(LISTEN_QUEUE)
     };
-    // As std does: a restart does not wait for old connections to be forgotten.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(LISTEN_QUEUE)
+    open().map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
 }
 
 async fn look_after(crowd: Crowd, mut stopped: watch::Receiver<bool>) {
@@ -106,7 +144,7 @@ async fn look_after(crowd: Crowd, mut stopped: watch::Receiver<bool>) {
 
 async fn accept(
     listener: TcpListener,
-    router: Router,
+    door: Door,
     crowd: Crowd,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -129,7 +167,7 @@ async fn accept(
                     stream,
                     peer,
                     guest,
-                    router.clone(),
+                    door.clone(),
                     stopped.clone(),
                 ));
             }
@@ -148,7 +186,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     guest: Guest,
-    router: Router,
+    door: Door,
     stopped: watch::Receiver<bool>,
 ) {
     let reached = match stream
@@ -167,21 +205,51 @@ async fn connection(
     if let Err(error) = set_up {
         tracing::debug!(%peer, %error, "setting up an HTTP connection");
     }
-    let pieces = Pieces::default();
-    let socket = Socket::new(stream, pieces.clone(), guest.moved());
-    let asked = Asked {
-        peer: Peer(peer),
-        reached,
-        pieces: Some(pieces),
-    };
     tokio::select! {
-        ended = serve(socket, asked, router, stopped) => if let Err(error) = ended {
-            tracing::debug!(%peer, %error, "HTTP connection ended");
-        },
+        ended = answer(stream, &guest, (peer, reached), door, stopped) => {
+            if let Err(error) = ended {
+                tracing::debug!(%peer, %error, "HTTP connection ended");
+            }
+        }
         () = guest.asked_to_leave() => {
             tracing::debug!(%peer, "HTTP connection closed: too slow, or still for too long");
         }
     }
+}
+
+/// Answers what is asked on one connection, encrypted where its door is.
+async fn answer(
+    stream: TcpStream,
+    guest: &Guest,
+    (peer, reached): (SocketAddr, Reached),
+    Door { router, acceptor }: Door,
+    stopped: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let pieces = Pieces::default();
+    let socket = Socket::new(stream, pieces.clone(), guest.moved());
+    let peer = Peer(peer);
+    match acceptor {
+        None => {
+            let pieces = Some(pieces);
+            let asked = Asked {
+                peer,
+                reached,
+                pieces,
+            };
+            serve(socket, asked, router, stopped).await?;
+        }
+        Some(acceptor) => {
+            let shaken = tokio::time::timeout(HEADER_TIMEOUT, acceptor.accept(socket)).await;
+            let stream = shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            let asked = Asked {
+                peer,
+                reached,
+                pieces: None,
+            };
+            serve(stream, asked, router, stopped).await?;
+        }
+    }
+    Ok(())
 }
 
 /// What the handlers are told of a connection.

@@ -14,6 +14,7 @@ use super::server::BUFFER_BYTES;
 use super::*;
 use crate::inventory::{Machine, MachineChange, MachineState, OverlayMode};
 use crate::services::tests::{Lab, PC_ADDRESS};
+use crate::services::tls::Authority;
 
 const PC: &str = "/boot.ipxe?mac=52-54-00-00-00-01";
 
@@ -322,7 +323,7 @@ async fn files_come_whole_and_in_parts_over_one_connection_as_they_lie() {
         .collect();
     std::fs::write(lab.files().join("big.iso"), &bytes).unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::start(&[address], Arc::clone(lab.site()))
+    let server = Server::start(&[address], None, Arc::clone(lab.site()))
         .await
         .unwrap();
     let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
@@ -354,7 +355,7 @@ async fn a_file_that_shrinks_while_it_is_sent_ends_the_connection() {
     let file = std::fs::File::create(&path).unwrap();
     file.set_len(64 << 20).unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::start(&[address], Arc::clone(lab.site()))
+    let server = Server::start(&[address], None, Arc::clone(lab.site()))
         .await
         .unwrap();
     let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();
@@ -390,7 +391,7 @@ async fn two_thousand_connections_are_served_at_once() {
     let (lab, _) = lab();
     std::fs::write(lab.files().join("a.iso"), vec![7; 100_000]).unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::start(&[address], Arc::clone(lab.site()))
+    let server = Server::start(&[address], None, Arc::clone(lab.site()))
         .await
         .unwrap();
     let mut streams = Vec::new();
@@ -423,11 +424,73 @@ async fn two_thousand_connections_are_served_at_once() {
     server.stop().await;
 }
 
+/// Curl judges: it knows the authority and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_enrolled_our_authority_reads_files_over_https() {
+    let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
+    if std::process::Command::new("curl")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        assert!(!is_ci, "curl is missing");
+        eprintln!("not judged: curl is missing");
+        return;
+    }
+    let (lab, _) = lab();
+    let bytes: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
+    std::fs::write(lab.files().join("big.iso"), &bytes).unwrap();
+    let authority = Authority::open(lab.files()).unwrap();
+    let identity = authority.certify(&[Ipv4Addr::LOCALHOST]).unwrap();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let tls = Tls {
+        addresses: vec![address],
+        acceptor: identity.acceptor().unwrap(),
+    };
+    let server = Server::start(&[address], Some(tls), Arc::clone(lab.site()))
+        .await
+        .unwrap();
+    let url = format!("https://{}/files/big.iso", server.tls_addresses()[0]);
+    let certificate = lab.files().join("tls/ca.pem");
+    let curl = async |arguments: &[&str]| {
+        let mut curl = tokio::process::Command::new("curl");
+        curl.args(["--silent", "--max-time", "60"])
+            .args(arguments)
+            .arg(&url);
+        curl.output().await.unwrap()
+    };
+    let cacert = ["--cacert", certificate.to_str().unwrap()];
+    assert!(curl(&cacert).await.stdout == bytes);
+    let part = [
+        &cacert[..],
+        &["--tls-max", "1.2", "--range", "1000000-1299999"],
+    ]
+    .concat();
+    assert!(curl(&part).await.stdout == bytes[1_000_000..1_300_000]);
+    assert!(!curl(&[]).await.status.success(), "a stranger's authority");
+    server.stop().await;
+}
+
+#[test]
+fn the_authoritys_certificate_is_there_for_whoever_enrols_it() {
+    let (mut lab, _) = lab();
+    assert_eq!(lab.get("/ca.pem").status, StatusCode::NOT_FOUND);
+    let authority = Authority::open(lab.files()).unwrap();
+    lab.authority(authority.certificate());
+    assert_eq!(lab.get("/ca.pem").text, authority.certificate());
+    let der = lab.get("/ca.cer");
+    assert_eq!(
+        der.headers[header::CONTENT_TYPE],
+        "application/x-x509-ca-cert"
+    );
+    assert_eq!(lab.get("/tls/ca.key").status, StatusCode::NOT_FOUND);
+}
+
 /// A server on a socket, and what it answers to these bytes until it closes.
 async fn over_socket(bytes: &[u8]) -> String {
     let (lab, _) = lab();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::start(&[address], Arc::clone(lab.site()))
+    let server = Server::start(&[address], None, Arc::clone(lab.site()))
         .await
         .unwrap();
     let mut stream = TcpStream::connect(server.addresses()[0]).await.unwrap();

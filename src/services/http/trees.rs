@@ -73,10 +73,10 @@ fn of_tree(
             Err(_) => missing(),
         };
     }
-    if loaders::directory_below(&root, &name).is_ok() {
+    let opened = loaders::open_below(std::slice::from_ref(&root), &name);
+    if opened.is_err() && loaders::directory_below(&root, &name).is_ok() {
         return to_directory(request.uri().path());
     }
-    let opened = loaders::open_below(std::slice::from_ref(&root), &name);
     let sent = send(opened, request, &name);
     note(site, request, &sent, Stage::FileSent, &name);
     sent
