@@ -316,14 +316,12 @@ fn dhcp_settings(config: &Config, served: &Served) -> dhcp::Settings {
         mode: given.mode,
         lease_time: given.lease,
         subnets: vec![dhcp::Subnet {
-            network: served.address,
-            netmask: served.netmask,
             ranges: given.pool.clone(),
             routers: given.router.into_iter().collect(),
             dns: given.dns.clone(),
             domain: given.domain.clone(),
             ntp: given.ntp.clone(),
-            mtu: None,
+            ..dhcp::Subnet::new(served.address, served.netmask)
         }],
     }
 }

@@ -1,6 +1,6 @@
 //! Leases: the DHCP server's, kept in the store so that they survive a restart.
 
-use dhcp::{Lease, LeaseStore, Mac};
+use dhcp::{Change, Lease, LeaseStore, Mac};
 
 use super::{Inventory, Result, Store, Survives};
 
@@ -25,6 +25,23 @@ impl LeaseStore for Store {
         };
         self.write(survives, |facts| facts.put_lease(lease))
             .map_err(|e| e.to_string())
+    }
+
+    /// One transaction: one `fsync` for all the bindings in it.
+    fn apply(&self, changes: &[Change]) -> Result<(), String> {
+        let binds = |change: &Change| matches!(change, Change::Bind(_));
+        let survives = if changes.iter().any(binds) {
+            Survives::Power
+        } else {
+            Survives::Process
+        };
+        self.write(survives, |facts| {
+            changes.iter().try_for_each(|change| match change {
+                Change::Bind(lease) | Change::Renew(lease) => facts.put_lease(lease),
+                Change::End(mac) => facts.remove_lease(*mac),
+            })
+        })
+        .map_err(|e| e.to_string())
     }
 
     fn remove(&self, mac: Mac) -> Result<(), String> {

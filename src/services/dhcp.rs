@@ -9,7 +9,7 @@ use dhcp::{Boot, Client, Firmware, Mac, Observation, Policy, Promise};
 use super::Site;
 use super::chains::SECURE;
 use crate::boot::firmware::{self, Loader};
-use crate::inventory::Machine;
+use crate::inventory::{Machine, MachineState};
 use crate::timeline::Stage;
 
 /// Other DHCP servers remembered for `status`.
@@ -153,6 +153,7 @@ impl Policy for Addressing {
             Ok(Some(machine)) => Promise {
                 address: machine.address,
                 host_name: Some(machine.name.to_string()),
+                is_known: machine.state == MachineState::Known,
                 ..Promise::default()
             },
             Ok(None) => Promise::default(),
@@ -235,6 +236,28 @@ impl Policy for Addressing {
             Observation::PoolExhausted { mac } => {
                 tracing::warn!(%mac, "no address left in dhcp.pool: make the pool larger or the lease shorter");
                 timeline.record(*mac, Stage::Problem, "no address left in dhcp.pool");
+            }
+            Observation::Conflict {
+                address,
+                holder,
+                offered_to,
+            } => {
+                let who = holder.map_or_else(String::new, |mac| format!(" ({mac})"));
+                tracing::warn!(%address, ?holder, "somebody answers on an address that is lent to nobody");
+                if let Some(mac) = offered_to.or(*holder) {
+                    let words = format!(
+                        "{address} is used by somebody it was not lent to{who}: it rests for a while"
+                    );
+                    timeline.record(mac, Stage::Problem, words);
+                }
+            }
+            Observation::PortLimit { mac, relay } => {
+                tracing::warn!(%mac, %relay, "one port of this relay holds as many addresses as one may");
+                timeline.record(
+                    *mac,
+                    Stage::Problem,
+                    "its switch port holds as many addresses as one may (are several machines behind it?)",
+                );
             }
             Observation::Malformed { reason } => tracing::debug!(reason, "malformed DHCP packet"),
         }

@@ -97,6 +97,8 @@ fn main() {
         domain: None,
         ntp: Vec::new(),
         mtu: None,
+        lease_time: None,
+        options: Vec::new(),
     };
     let settings = Settings {
         mode,

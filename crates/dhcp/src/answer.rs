@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use crate::client::boot_item;
 use crate::lease::{Leases, Lent, Place};
 use crate::reply::{self, Role};
-use crate::wire::{BROADCAST_FLAG, Message, MessageType, Op, code};
+use crate::wire::{BROADCAST_FLAG, Message, MessageType, Op, code, inner_options};
 use crate::{Boot, Client, Mac, Mode, Observation, Policy, Settings, Subnet, proxy};
 
 /// Where servers listen.
@@ -25,6 +25,12 @@ pub const BOOT_SERVER_PORT: u16 = 4011;
 
 /// What BOOTP clients are lent an address for: they never renew.
 const BOOTP_LEASE_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Sub-option of 82: the network the client is in (RFC 3527).
+const LINK_SELECTION: u8 = 5;
+
+/// Sub-option of 82: what the client is to know us by (RFC 5107).
+const SERVER_IDENTIFIER_OVERRIDE: u8 = 11;
 
 /// More relays than any packet passes (RFC 1542 section 4.1.1).
 const MAX_HOPS: u8 = 16;
@@ -63,9 +69,35 @@ pub struct Arrival<'a> {
     pub server: Ipv4Addr,
     /// The mask of that interface.
     pub netmask: Ipv4Addr,
+    /// Our addresses on all interfaces: no other server's.
+    pub own: &'a [Ipv4Addr],
 }
 
 impl Arrival<'_> {
+    /// An address in the relay's words: link selection (RFC 3527), server
+    /// identifier override (RFC 5107).
+    fn relays_word(&self, sub_option: u8) -> Option<Ipv4Addr> {
+        if self.message.giaddr.is_unspecified() {
+            return None;
+        }
+        let words = self.message.options.get(code::RELAY)?;
+        let (_, data) = inner_options(words).find(|(code, _)| *code == sub_option)?;
+        let address = Ipv4Addr::from(*data.first_chunk::<4>()?);
+        (data.len() == 4 && !address.is_unspecified()).then_some(address)
+    }
+
+    /// What we are called in option 54: our address, or the one the relay
+    /// wants its clients to renew by.
+    pub(crate) fn identifier(&self) -> Ipv4Addr {
+        self.relays_word(SERVER_IDENTIFIER_OVERRIDE)
+            .unwrap_or(self.server)
+    }
+
+    /// Whether a client that names this server means us.
+    fn is_us(&self, server: Ipv4Addr) -> bool {
+        server == self.server || server == self.identifier()
+    }
+
     /// Whether an address is of the network the request came in by.
     pub(crate) fn is_on_link(&self, address: Ipv4Addr) -> bool {
         let mask = self.netmask.to_bits();
@@ -82,6 +114,8 @@ pub struct Reply {
     pub from: Port,
     /// Where it goes.
     pub to: Destination,
+    /// The longest UDP payload the client takes, in bytes.
+    pub limit_bytes: usize,
 }
 
 /// Where a reply goes (RFC 2131 section 4.1).
@@ -137,10 +171,12 @@ pub fn answer(
                 tracing::debug!(mac = %client.mac, giaddr = %arrival.message.giaddr, "no subnet for this request");
                 return None;
             };
+            let promise = policy.promise(client.mac);
             let place = Place {
                 subnet,
                 server: arrival.server,
                 policy,
+                promise: &promise,
                 now,
             };
             Exchange {
@@ -198,7 +234,8 @@ pub fn watch(message: &Message, server: Ipv4Addr, netmask: Ipv4Addr, policy: &dy
     }
 }
 
-/// The network a client is in: its relay's; that of the address it renews by
+/// The network a client is in: the one its relay says, the one it chooses
+/// itself (RFC 3011), its relay's own; that of the address it renews by
 /// unicast, which may come through a router; or the interface's own.
 fn subnet_of<'a>(arrival: &Arrival, settings: &'a Settings) -> Option<&'a Subnet> {
     let find = |address| {
@@ -208,6 +245,12 @@ fn subnet_of<'a>(arrival: &Arrival, settings: &'a Settings) -> Option<&'a Subnet
             .find(|subnet| subnet.contains(address))
     };
     let message = arrival.message;
+    let selected = arrival
+        .relays_word(LINK_SELECTION)
+        .or_else(|| message.options.address(code::SUBNET_SELECTION));
+    if let Some(network) = selected {
+        return find(network);
+    }
     if !message.giaddr.is_unspecified() {
         return find(message.giaddr);
     }
@@ -271,7 +314,7 @@ impl Claim {
         let requested = message.options.address(code::REQUESTED_ADDRESS);
         let current = Some(message.ciaddr).filter(|address| !address.is_unspecified());
         match (message.options.address(code::SERVER_ID), requested, current) {
-            (Some(server), _, _) if server != arrival.server => Claim::Elsewhere(server),
+            (Some(server), _, _) if !arrival.is_us(server) => Claim::Elsewhere(server),
             (Some(_), Some(address), _) | (Some(_), None, Some(address)) => {
                 Claim::Selecting(address)
             }
@@ -309,13 +352,7 @@ impl Exchange<'_> {
             });
             return None;
         };
-        if let Some(promised) = self
-            .place
-            .policy
-            .promise(self.client.mac)
-            .address
-            .filter(|other| *other != address)
-        {
+        if let Some(promised) = self.place.promise.address.filter(|other| *other != address) {
             tracing::debug!(mac = %self.client.mac, %promised, %address, "the fixed address is not free");
         }
         let (reply, boot) = self.lending(MessageType::Offer, address);
@@ -331,6 +368,9 @@ impl Exchange<'_> {
         let (mac, place) = (self.client.mac, self.place);
         let is_here = |address| place.subnet.contains(address);
         match Claim::read(self.arrival) {
+            // It came by several of our interfaces, through its relay or a
+            // bridge, and answers another of our offers.
+            Claim::Elsewhere(server) if self.arrival.own.contains(&server) => None,
             Claim::Elsewhere(server) => {
                 self.leases.withdraw(mac);
                 self.observe(Observation::ForeignServer { server });
@@ -345,7 +385,7 @@ impl Exchange<'_> {
             }
             Claim::InitReboot(address) => {
                 let had = self.leases.of(mac).map(|lease| lease.address);
-                let promised = place.policy.promise(mac).address;
+                let promised = place.promise.address;
                 if !is_here(address) {
                     self.refuse(address)
                 } else if self.leases.may_have(mac, address, place)
@@ -369,9 +409,7 @@ impl Exchange<'_> {
             Claim::Rebind(address) => {
                 if !is_here(address) {
                     self.refuse(address)
-                } else if self.leases.of(mac).is_none()
-                    && place.policy.promise(mac).address.is_none()
-                {
+                } else if self.leases.of(mac).is_none() && place.promise.address.is_none() {
                     None
                 } else if self.leases.may_keep(mac, address, place) {
                     self.bind(address)
@@ -384,7 +422,7 @@ impl Exchange<'_> {
     }
 
     fn bind(&mut self, address: Ipv4Addr) -> Option<Reply> {
-        self.lend(address, self.settings.lease_time)?;
+        self.lend(address, self.lease_time())?;
         let (mut reply, _) = self.lending(MessageType::Ack, address);
         reply.ciaddr = self.arrival.message.ciaddr;
         self.observe(Observation::Bound {
@@ -392,6 +430,11 @@ impl Exchange<'_> {
             address,
         });
         Some(self.sent(reply))
+    }
+
+    fn lease_time(&self) -> Duration {
+        let of_subnet = self.place.subnet.lease_time;
+        of_subnet.unwrap_or(self.settings.lease_time)
     }
 
     /// Lends for good; silence where that cannot be written down.
@@ -418,7 +461,7 @@ impl Exchange<'_> {
         tracing::debug!(mac = %self.client.mac, %address, "not this client's address");
         self.leases.withdraw(self.client.mac);
         let request = self.arrival.message;
-        let mut reply = reply::begin(request, Some(MessageType::Nak), self.arrival.server);
+        let mut reply = reply::begin(request, Some(MessageType::Nak), self.arrival.identifier());
         reply
             .options
             .set(code::TEXT, format!("{address} is not yours here"));
@@ -433,7 +476,10 @@ impl Exchange<'_> {
     fn decline(&mut self) -> Option<Reply> {
         let message = self.arrival.message;
         let address = message.options.address(code::REQUESTED_ADDRESS)?;
-        if message.options.address(code::SERVER_ID)? != self.arrival.server {
+        if !self
+            .arrival
+            .is_us(message.options.address(code::SERVER_ID)?)
+        {
             return None;
         }
         let mac = self.client.mac;
@@ -453,7 +499,7 @@ impl Exchange<'_> {
         let is_ours = message
             .options
             .address(code::SERVER_ID)
-            .is_none_or(|id| id == self.arrival.server);
+            .is_none_or(|id| self.arrival.is_us(id));
         if is_ours {
             let (mac, address) = (self.client.mac, message.ciaddr);
             match self
@@ -478,7 +524,7 @@ impl Exchange<'_> {
         if !self.place.subnet.contains(address) {
             return None;
         }
-        let mut reply = reply::begin(request, Some(MessageType::Ack), self.arrival.server);
+        let mut reply = reply::begin(request, Some(MessageType::Ack), self.arrival.identifier());
         reply.ciaddr = request.ciaddr;
         self.tell(&mut reply);
         let to = match destination(request, &reply) {
@@ -489,6 +535,7 @@ impl Exchange<'_> {
             message: reply,
             from: Port::Dhcp,
             to,
+            limit_bytes: reply::limit_bytes(request),
         })
     }
 
@@ -497,11 +544,11 @@ impl Exchange<'_> {
     fn bootp(&mut self) -> Option<Reply> {
         let (request, mac) = (self.arrival.message, self.client.mac);
         self.observe(Observation::Asked(self.client.clone()));
-        let address = self.place.policy.promise(mac).address?;
+        let address = self.place.promise.address?;
         if !self.leases.may_have(mac, address, self.place) {
             return None;
         }
-        self.lend(address, BOOTP_LEASE_TIME.max(self.settings.lease_time))?;
+        self.lend(address, BOOTP_LEASE_TIME.max(self.lease_time()))?;
         let mut reply = reply::begin(request, None, self.arrival.server);
         reply.yiaddr = address;
         self.tell(&mut reply);
@@ -521,9 +568,9 @@ impl Exchange<'_> {
 
     /// An OFFER or ACK of an address, and what it told the client to boot.
     fn lending(&self, kind: MessageType, address: Ipv4Addr) -> (Message, Option<Boot>) {
-        let mut reply = reply::begin(self.arrival.message, Some(kind), self.arrival.server);
+        let mut reply = reply::begin(self.arrival.message, Some(kind), self.arrival.identifier());
         reply.yiaddr = address;
-        reply::add_times(&mut reply, self.settings.lease_time);
+        reply::add_times(&mut reply, self.lease_time());
         let boot = self.tell(&mut reply);
         (reply, boot)
     }
@@ -531,12 +578,13 @@ impl Exchange<'_> {
     /// Adds all that does not lend: the network, and what to boot.
     fn tell(&self, reply: &mut Message) -> Option<Boot> {
         let (client, server, policy) = (&self.client, self.arrival.server, self.place.policy);
-        let promise = policy.promise(client.mac);
-        reply::add_network(reply, self.arrival.message, self.place.subnet, &promise);
+        let promise = self.place.promise;
+        reply::add_network(reply, self.arrival.message, self.place.subnet, promise);
         let boot = boot_for(client, server, policy).filter(|boot| {
             let form = (Role::Server, policy.style(client, server));
-            reply::boot::add(reply, client, boot, &promise, server, form)
+            reply::boot::add(reply, client, boot, promise, server, form)
         });
+        reply::add_options(reply, self.place.subnet, promise, boot.is_some());
         reply::finish(reply, self.arrival.message);
         boot
     }
@@ -547,6 +595,7 @@ impl Exchange<'_> {
             message,
             from: Port::Dhcp,
             to,
+            limit_bytes: reply::limit_bytes(self.arrival.message),
         }
     }
 

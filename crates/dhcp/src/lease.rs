@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::{Client, Lease, LeaseStore, Mac, Policy, Subnet};
+use crate::{Change, Client, Lease, LeaseStore, Mac, Policy, Promise, Subnet};
 
 /// How long the server keeps an address for its MAC at least: after every
 /// ACK, whatever the lease time, and after the loss of a live iSCSI session.
@@ -51,6 +51,8 @@ pub struct Place<'a> {
     pub server: Ipv4Addr,
     /// The site.
     pub policy: &'a dyn Policy,
+    /// What is promised to the client.
+    pub promise: &'a Promise,
     /// The time.
     pub now: SystemTime,
 }
@@ -58,6 +60,8 @@ pub struct Place<'a> {
 /// All leases and offers.
 pub struct Leases {
     store: Arc<dyn LeaseStore>,
+    /// Lent, not yet in the store; `None`: each goes there at once.
+    batch: Option<Batch>,
     by_mac: HashMap<Mac, Lease>,
     by_address: HashMap<Ipv4Addr, Mac>,
     /// Offered, not yet asked for.
@@ -67,6 +71,14 @@ pub struct Leases {
     /// Leases that neither a RELEASE nor another client's need ends before
     /// this time.
     guarded: HashMap<Mac, SystemTime>,
+}
+
+/// Changes that reach the store together.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Change>,
+    /// What each MAC had before, the first change first.
+    before: Vec<(Mac, Option<Lease>)>,
 }
 
 /// Addresses held for their MACs, each for a short while.
@@ -80,6 +92,9 @@ struct Offers {
 struct Offer {
     address: Ipv4Addr,
     until: SystemTime,
+    /// Whether the MAC is one we know nothing of: its offer gives way to a
+    /// machine of ours.
+    is_strangers: bool,
 }
 
 impl Offers {
@@ -96,7 +111,7 @@ impl Offers {
             .map(|_| mac)
     }
 
-    fn hold(&mut self, mac: Mac, address: Ipv4Addr, now: SystemTime) {
+    fn hold(&mut self, mac: Mac, address: Ipv4Addr, is_strangers: bool, now: SystemTime) {
         self.drop(mac);
         // Whoever had it before did not come in time.
         if let Some(late) = self.by_address.insert(address, mac) {
@@ -107,6 +122,7 @@ impl Offers {
             Offer {
                 address,
                 until: now + OFFER_HOLD,
+                is_strangers,
             },
         );
     }
@@ -132,6 +148,7 @@ impl Leases {
     pub fn open(store: Arc<dyn LeaseStore>, now: SystemTime) -> Result<Leases, String> {
         let mut leases = Leases {
             store,
+            batch: None,
             by_mac: HashMap::new(),
             by_address: HashMap::new(),
             offers: Offers::default(),
@@ -148,6 +165,50 @@ impl Leases {
             leases.remember(lease);
         }
         Ok(leases)
+    }
+
+    /// From now on until [`commit`](Leases::commit) nothing goes to the store.
+    pub fn begin_batch(&mut self) {
+        self.batch.get_or_insert_default();
+    }
+
+    /// Keeps all that was lent since [`begin_batch`](Leases::begin_batch).
+    ///
+    /// # Errors
+    /// The store's; nothing of it was lent then.
+    pub fn commit(&mut self) -> Result<(), String> {
+        let Some(batch) = self.batch.take().filter(|batch| !batch.changes.is_empty()) else {
+            return Ok(());
+        };
+        self.store.apply(&batch.changes).inspect_err(|_| {
+            for (mac, lease) in batch.before.into_iter().rev() {
+                self.forget(mac);
+                if let Some(lease) = lease {
+                    self.remember(lease);
+                }
+            }
+        })
+    }
+
+    /// Changes one MAC's lease, in the store now or at the end of the batch.
+    fn change(&mut self, change: Change) -> Result<(), String> {
+        let mac = match &change {
+            Change::Bind(lease) | Change::Renew(lease) => lease.mac,
+            Change::End(mac) => *mac,
+        };
+        match &mut self.batch {
+            None => self.store.apply(std::slice::from_ref(&change))?,
+            Some(batch) => {
+                let before = self.by_mac.get(&mac).cloned();
+                batch.before.push((mac, before));
+                batch.changes.push(change.clone());
+            }
+        }
+        match change {
+            Change::Bind(lease) | Change::Renew(lease) => self.remember(lease),
+            Change::End(mac) => self.forget(mac),
+        }
+        Ok(())
     }
 
     /// All leases, expired ones included, by address.
@@ -171,7 +232,8 @@ impl Leases {
         place: Place,
     ) -> Option<Ipv4Addr> {
         let address = self.choose(mac, requested, place)?;
-        self.offers.hold(mac, address, place.now);
+        let is_strangers = self.is_stranger(mac, place.promise);
+        self.offers.hold(mac, address, is_strangers, place.now);
         Some(address)
     }
 
@@ -209,25 +271,28 @@ impl Leases {
         if let Some(&former) = self.by_address.get(&address)
             && former != client.mac
         {
-            self.store.remove(former)?;
-            self.forget(former);
+            self.change(Change::End(former))?;
         }
+        self.offers.drop(client.mac);
         let old = self.by_mac.get(&client.mac);
         let old_uuid = old.and_then(|lease| lease.uuid);
+        let renewed = old.filter(|lease| lease.address == address);
+        let ends = now + lease_time.max(MIN_HOLD);
         let lease = Lease {
             mac: client.mac,
             address,
             // Never shortened: the hold of a lost session goes on.
-            expires: old
-                .filter(|lease| lease.address == address)
-                .map_or(now, |lease| lease.expires)
-                .max(now + lease_time.max(MIN_HOLD)),
+            expires: renewed.map_or(now, |lease| lease.expires).max(ends),
             uuid: client.uuid.or(old_uuid),
             host_name: client.host_name.clone().or_else(|| old?.host_name.clone()),
         };
-        self.store.save(&lease)?;
-        self.offers.drop(client.mac);
-        self.remember(lease);
+        if renewed != Some(&lease) {
+            let change = match renewed {
+                Some(_) => Change::Renew(lease),
+                None => Change::Bind(lease),
+            };
+            self.change(change)?;
+        }
         match (old_uuid, client.uuid) {
             (Some(old), Some(new)) if old != new => Ok(Lent::UuidChanged),
             _ => Ok(Lent::Plainly),
@@ -259,8 +324,7 @@ impl Leases {
             expires: now,
             ..lease.clone()
         };
-        self.store.save(&lease)?;
-        self.remember(lease);
+        self.change(Change::Renew(lease))?;
         Ok(true)
     }
 
@@ -280,8 +344,7 @@ impl Leases {
             return Ok(false);
         }
         if is_lent {
-            self.store.remove(mac)?;
-            self.forget(mac);
+            self.change(Change::End(mac))?;
         }
         self.offers.drop(mac);
         self.resting.retain(|_, until| *until > now);
@@ -328,7 +391,7 @@ impl Leases {
         {
             return Some(address);
         }
-        if let Some(address) = place.policy.promise(mac).address
+        if let Some(address) = place.promise.address
             && self.is_free(mac, address, place)
         {
             return Some(address);
@@ -352,6 +415,30 @@ impl Leases {
             .filter(is_unheard_of)
             .find(|&address| self.is_free(mac, address, place))
             .or_else(|| self.unused_for_longest(mac, place))
+            .or_else(|| self.oldest_offer_to_a_stranger(mac, place))
+    }
+
+    /// What a machine of ours takes over where strangers have been offered all
+    /// there is: they have not come for it yet.
+    fn oldest_offer_to_a_stranger(&self, mac: Mac, place: Place) -> Option<Ipv4Addr> {
+        if self.is_stranger(mac, place.promise) {
+            return None;
+        }
+        self.offers
+            .by_mac
+            .values()
+            .filter(|offer| {
+                offer.is_strangers
+                    && place.subnet.lends(offer.address)
+                    && self.is_free_but_for_offers(mac, offer.address, place)
+            })
+            .min_by_key(|offer| offer.until)
+            .map(|offer| offer.address)
+    }
+
+    /// Whether this MAC is none of the site's, and has never had an address.
+    pub fn is_stranger(&self, mac: Mac, promise: &Promise) -> bool {
+        !promise.is_known && promise.address.is_none() && !self.by_mac.contains_key(&mac)
     }
 
     fn unused_for_longest(&self, mac: Mac, place: Place) -> Option<Ipv4Addr> {
@@ -367,23 +454,23 @@ impl Leases {
     /// Whether nobody and nothing but this MAC has a claim on an address of
     /// the subnet.
     fn is_free(&self, mac: Mac, address: Ipv4Addr, place: Place) -> bool {
+        let holder = self.offers.holder(address, place.now);
+        holder.is_none_or(|holder| holder == mac)
+            && self.is_free_but_for_offers(mac, address, place)
+    }
+
+    fn is_free_but_for_offers(&self, mac: Mac, address: Ipv4Addr, place: Place) -> bool {
         let Place {
             subnet,
             server,
             policy,
+            promise,
             now,
         } = place;
         if !subnet.contains(address)
             || subnet.is_reserved(address)
             || address == server
             || self.resting.get(&address).is_some_and(|&until| until > now)
-        {
-            return false;
-        }
-        if self
-            .offers
-            .holder(address, now)
-            .is_some_and(|other| other != mac)
         {
             return false;
         }
@@ -403,7 +490,7 @@ impl Leases {
         {
             return false;
         }
-        let is_its_own = holder == Some(&mac) || policy.promise(mac).address == Some(address);
+        let is_its_own = holder == Some(&mac) || promise.address == Some(address);
         is_its_own || !policy.is_in_use(address)
     }
 

@@ -18,6 +18,7 @@ mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod lease;
+pub mod option;
 mod proxy;
 mod reply;
 pub mod server;
@@ -74,6 +75,27 @@ pub trait LeaseStore: Send + Sync + 'static {
     fn save(&self, lease: &Lease) -> Result<(), String>;
     /// Forgets the lease of a MAC.
     fn remove(&self, mac: Mac) -> Result<(), String>;
+
+    /// Keeps several changes, in their order and all or none. Called before
+    /// any of their addresses is acknowledged: what costs the same for many
+    /// as for one (an `fsync`) is paid once.
+    fn apply(&self, changes: &[Change]) -> Result<(), String> {
+        changes.iter().try_for_each(|change| match change {
+            Change::Bind(lease) | Change::Renew(lease) => self.save(lease),
+            Change::End(mac) => self.remove(*mac),
+        })
+    }
+}
+
+/// A change of the leases kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// An address new to its MAC: must survive the loss of power.
+    Bind(Lease),
+    /// The address it had, with another end.
+    Renew(Lease),
+    /// The lease is forgotten.
+    End(Mac),
 }
 
 /// What the server does with the packets it sees.
@@ -122,6 +144,29 @@ pub struct Subnet {
     pub ntp: Vec<Ipv4Addr>,
     /// Option 26, in bytes.
     pub mtu: Option<u16>,
+    /// Option 51, where it differs from [`Settings::lease_time`].
+    pub lease_time: Option<Duration>,
+    /// Further options, as [`option::read`] makes them. Those that say what to
+    /// boot (43, 60, 66, 67, 175) go to clients that we do not boot.
+    pub options: Vec<option::Setting>,
+}
+
+impl Subnet {
+    /// A network that lends nothing and whose clients are told nothing.
+    pub fn new(network: Ipv4Addr, netmask: Ipv4Addr) -> Subnet {
+        Subnet {
+            network,
+            netmask,
+            ranges: Vec::new(),
+            routers: Vec::new(),
+            dns: Vec::new(),
+            domain: None,
+            ntp: Vec::new(),
+            mtu: None,
+            lease_time: None,
+            options: Vec::new(),
+        }
+    }
 }
 
 /// An Ethernet address.
@@ -368,6 +413,12 @@ pub struct Promise {
     pub initiator_name: Option<String>,
     /// Option 17 (RFC 4173: `iscsi:...`); sent to iPXE only.
     pub root_path: Option<String>,
+    /// Whether it is one of the site's machines: it gets its address even
+    /// while strangers flood the network with requests.
+    pub is_known: bool,
+    /// Further options, above those of its subnet; these go before what we
+    /// would say ourselves.
+    pub options: Vec<option::Setting>,
 }
 
 /// What the server saw or did.
@@ -418,6 +469,24 @@ pub enum Observation {
     PoolExhausted {
         /// Who asked in vain.
         mac: Mac,
+    },
+    /// Somebody answers on an address that is lent to nobody: it rests for a
+    /// while.
+    Conflict {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who answers, where that could be seen.
+        holder: Option<Mac>,
+        /// To whom it had been offered.
+        offered_to: Option<Mac>,
+    },
+    /// One port of a relay holds as many addresses as one may
+    /// ([`PORT_ADDRESSES_MAX`](lease::PORT_ADDRESSES_MAX)).
+    PortLimit {
+        /// Who asked in vain.
+        mac: Mac,
+        /// The relay.
+        relay: Ipv4Addr,
     },
     /// A packet that could not be read was dropped. Said once a second at
     /// most; [`Counters`](server::Counters) has them all.

@@ -43,6 +43,7 @@ pub(crate) fn answer(arrival: &Arrival, client: &Client, policy: &dyn Policy) ->
         message,
         from: Port::Dhcp,
         to,
+        limit_bytes: reply::limit_bytes(request),
     })
 }
 
@@ -110,6 +111,7 @@ pub(crate) fn boot_server(
         message,
         from: Port::BootServer,
         to,
+        limit_bytes: reply::limit_bytes(request),
     })
 }
 

@@ -4,7 +4,8 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::wire::{Message, MessageType, Op, code};
+use crate::option::{Setting, with_default_route};
+use crate::wire::{FILE_BYTES, Message, MessageType, Op, code};
 use crate::{Promise, Subnet};
 
 pub(crate) mod boot;
@@ -33,6 +34,34 @@ const DISPENSABLE: [u8; 11] = [
     code::DNS,
 ];
 
+/// What the options of a reply begin with: some ROMs look for these in the
+/// first bytes only.
+const FIRST: [u8; 9] = [
+    code::MESSAGE_TYPE,
+    code::SERVER_ID,
+    code::LEASE_TIME,
+    code::NETMASK,
+    code::VENDOR_CLASS,
+    code::VENDOR,
+    code::ROUTERS,
+    code::T1,
+    code::T2,
+];
+
+/// What they end with: EDK2 writes a NUL behind the boot file, and a relay's
+/// own words go back to it last (RFC 3046 section 2.2).
+const LAST: [u8; 2] = [code::BOOT_FILE, code::RELAY];
+
+/// What firmware is told to boot: configured for a whole network it is meant
+/// for clients that we do not boot (a telephone), or nothing would boot.
+const BOOTING: [u8; 5] = [
+    code::VENDOR,
+    code::VENDOR_CLASS,
+    code::TFTP_SERVER,
+    code::BOOT_FILE,
+    code::IPXE,
+];
+
 /// A reply with what every reply has.
 pub(crate) fn begin(request: &Message, kind: Option<MessageType>, server: Ipv4Addr) -> Message {
     let mut reply = Message {
@@ -45,7 +74,7 @@ pub(crate) fn begin(request: &Message, kind: Option<MessageType>, server: Ipv4Ad
         chaddr: request.chaddr,
         ..Message::new(Op::Reply)
     };
-    // Some ROMs look for these in the first bytes only. BOOTP has neither.
+    // BOOTP has neither.
     if let Some(kind) = kind {
         reply.options.set(code::MESSAGE_TYPE, [kind.number()]);
         reply.options.set(code::SERVER_ID, server.octets());
@@ -105,17 +134,42 @@ pub(crate) fn add_network(
     }
 }
 
-/// Adds what is echoed, and shortens the reply to what the client takes.
-pub(crate) fn finish(reply: &mut Message, request: &Message) {
-    // ROMs compare it with their own; nobody else sends it.
-    if let Some(uuid) = request.options.get(code::UUID) {
-        reply.options.set(code::UUID, uuid);
+/// Adds options of the configuration: the network's where nothing else says
+/// them, the machine's in place of whatever is there.
+pub(crate) fn add_options(
+    reply: &mut Message,
+    subnet: &Subnet,
+    promise: &Promise,
+    is_booted: bool,
+) {
+    let router = subnet.routers.first().copied();
+    let data = |setting: &Setting| match setting.code {
+        code::ROUTES => with_default_route(&setting.data, router),
+        _ => setting.data.clone(),
+    };
+    for setting in &subnet.options {
+        let is_said = reply.options.get(setting.code).is_some();
+        let is_for_others = is_booted && BOOTING.contains(&setting.code);
+        if !is_said && !is_for_others {
+            reply.options.set(setting.code, data(setting));
+        }
     }
-    // A relay's own words go back to it, last (RFC 3046 section 2.2).
-    if let Some(relay) = request.options.get(code::RELAY) {
-        reply.options.take(code::RELAY);
-        reply.options.set(code::RELAY, relay);
+    for setting in &promise.options {
+        reply.options.set(setting.code, data(setting));
+        let text = std::str::from_utf8(&setting.data).unwrap_or_default();
+        match setting.code {
+            // For those that look only there.
+            code::BOOT_FILE if text.len() < FILE_BYTES => reply.file = text.into(),
+            code::TFTP_SERVER => {
+                reply.siaddr = text.parse().unwrap_or(reply.siaddr);
+            }
+            _ => {}
+        }
     }
+}
+
+/// The longest UDP payload the client takes, in bytes (option 57).
+pub(crate) fn limit_bytes(request: &Message) -> usize {
     let limit = match request.options.number(code::MAX_SIZE) {
         Some(size) => size
             .min(1500)
@@ -123,8 +177,38 @@ pub(crate) fn finish(reply: &mut Message, request: &Message) {
             .max(MIN_REPLY_BYTES),
         None => MIN_REPLY_BYTES,
     };
-    for code in DISPENSABLE {
-        if reply.emit().len() <= limit.into() {
+    limit.into()
+}
+
+/// Adds what is echoed, and shortens the reply to what the client takes.
+pub(crate) fn finish(reply: &mut Message, request: &Message) {
+    // ROMs compare it with their own; nobody else sends it.
+    if let Some(uuid) = request.options.get(code::UUID) {
+        reply.options.set(code::UUID, uuid);
+    }
+    for code in [code::SUBNET_SELECTION, code::RELAY] {
+        if let Some(said) = request.options.get(code) {
+            reply.options.set(code, said);
+        }
+    }
+    reply.options.arrange(&FIRST, &LAST);
+    let limit = limit_bytes(request);
+    if reply.emit().len() <= limit {
+        return;
+    }
+    let asked = request.options.get(code::PARAMETERS).unwrap_or_default();
+    let is_ours = |code| FIRST.contains(&code) || LAST.contains(&code) || BOOTING.contains(&code);
+    let unasked: Vec<u8> = reply
+        .options
+        .iter()
+        .map(|(code, _)| code)
+        .filter(|code| {
+            let is_echoed = matches!(*code, code::UUID | code::SUBNET_SELECTION);
+            !asked.contains(code) && !is_ours(*code) && !is_echoed && !DISPENSABLE.contains(code)
+        })
+        .collect();
+    for code in unasked.into_iter().rev().chain(DISPENSABLE) {
+        if reply.emit_within(limit).len() <= limit {
             break;
         }
         reply.options.take(code);

@@ -35,7 +35,7 @@ pub use probe::look_for_other_servers;
 use crate::advert::Booting;
 use crate::answer::{Arrival, CLIENT_PORT, Destination, Port, Reply, answer, watch};
 use crate::lease::{Leases, RENEW_INTERVAL};
-use crate::wire::{Message, Op};
+use crate::wire::{Message, MessageType, Op};
 use crate::{
     Boot, Client, Lease, LeaseStore, Mac, Mode, Observation, Policy, Promise, Settings, Subnet,
     frame,
@@ -44,6 +44,14 @@ use packet::{AsyncPacketSocket, PacketSocket};
 
 /// The largest packet looked at: more than an Ethernet frame holds.
 const MAX_PACKET_BYTES: usize = 4096;
+
+/// Requests answered at once, before any of the answers is sent: what they
+/// lend is kept together, with one `fsync`.
+const BATCH: usize = 256;
+
+/// Receive buffer of each socket, in bytes: a thousand machines switched on at
+/// once ask within a few milliseconds, and a kernel's packet counts for 1280.
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// After an error of a socket (the interface went down), before the next try.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
@@ -287,29 +295,76 @@ impl Shared {
         let socket = ports.socket(port, is_unicast);
         let mut buffer = vec![0; MAX_PACKET_BYTES];
         loop {
-            let (length, source) = match socket.recv_from(&mut buffer).await {
-                Ok((length, SocketAddr::V4(source))) => (length, source),
-                Ok(_) => continue,
+            let ready = socket.readable().await;
+            let replies = ready.and_then(|()| {
+                let receive = |buffer: &mut [u8]| socket.try_recv_from(buffer);
+                self.answer_waiting(receive, &mut buffer, (port, is_unicast), &link.config)
+            });
+            match replies {
+                Ok(replies) => {
+                    for reply in replies {
+                        self.send(&link, &reply).await;
+                    }
+                    // The other sockets have their turn.
+                    tokio::task::yield_now().await;
+                }
                 Err(error) => {
                     tracing::debug!(interface = link.config.name, %error, "receiving");
                     tokio::time::sleep(ERROR_PAUSE).await;
-                    continue;
                 }
-            };
-            let bytes = buffer.get(..length).unwrap_or_default();
-            if let Some(reply) = self.reply_to(bytes, port, is_unicast, source, &link.config) {
-                self.send(&link, &reply).await;
             }
+        }
+    }
+
+    /// Answers what waits in a socket, [`BATCH`] requests at most; what they
+    /// lend is in the store when this returns.
+    fn answer_waiting(
+        &self,
+        mut receive: impl FnMut(&mut [u8]) -> io::Result<(usize, SocketAddr)>,
+        buffer: &mut [u8],
+        (port, is_unicast): (Port, bool),
+        config: &InterfaceConfig,
+    ) -> io::Result<Vec<Reply>> {
+        let mut leases = self.leases();
+        leases.begin_batch();
+        let mut replies = Vec::new();
+        let mut result = Ok(());
+        for _ in 0..BATCH {
+            match receive(buffer) {
+                Ok((length, SocketAddr::V4(source))) => {
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    let way = (port, is_unicast, source);
+                    replies.extend(self.reply_to(bytes, way, config, &mut leases));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if let Err(error) = leases.commit() {
+            tracing::error!(error, "leases not kept, so not lent");
+            let lends = |reply: &Reply| {
+                let kind = reply.message.message_type();
+                matches!(kind, Some(MessageType::Ack) | None) && reply.from == Port::Dhcp
+            };
+            replies.retain(|reply| !lends(reply));
+        }
+        match result {
+            // What was received before is answered all the same.
+            Err(error) if replies.is_empty() => Err(error),
+            _ => Ok(replies),
         }
     }
 
     fn reply_to(
         &self,
         bytes: &[u8],
-        port: Port,
-        is_unicast: bool,
-        source: SocketAddrV4,
+        (port, is_unicast, source): (Port, bool, SocketAddrV4),
         config: &InterfaceConfig,
+        leases: &mut Leases,
     ) -> Option<Reply> {
         self.received.fetch_add(1, Ordering::Relaxed);
         let message = self.parse(bytes, source)?;
@@ -320,11 +375,12 @@ impl Shared {
             source,
             server: config.address,
             netmask: config.netmask,
+            own: &self.policy.own,
         };
         answer(
             &arrival,
             &self.settings,
-            &mut self.leases(),
+            leases,
             &self.policy,
             SystemTime::now(),
         )
@@ -346,7 +402,7 @@ impl Shared {
     async fn send(&self, link: &RegisteredLink, reply: &Reply) {
         let Some(ports) = &link.ports else { return };
         let socket = ports.socket(reply.from, true);
-        let bytes = reply.message.emit();
+        let bytes = reply.message.emit_within(reply.limit_bytes);
         let broadcast = SocketAddrV4::new(Ipv4Addr::BROADCAST, CLIENT_PORT);
         let sent = match reply.to {
             Destination::Address(to) => socket.send_to(&bytes, to).await.map(drop),
@@ -600,6 +656,16 @@ impl Link {
     }
 }
 
+/// Gives a socket room for a burst: beyond the system's limit where we may.
+fn enlarge(socket: &Socket) {
+    let forced =
+        rustix::net::sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER_BYTES);
+    if forced.is_err() {
+        // As much as the system lets us; a machine that is not heard asks again.
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES);
+    }
+}
+
 /// Two sockets on one port of an interface: for broadcasts, and on our
 /// address. Nobody else can have held the port, or take it later: address
 /// reuse is allowed only while the second joins the first.
@@ -623,6 +689,7 @@ fn bind_pair(config: &InterfaceConfig, port: Port) -> io::Result<(Socket, Socket
         socket.set_nonblocking(true)?;
         socket.set_broadcast(true)?;
         socket.bind_device(Some(name.as_bytes()))?;
+        enlarge(&socket);
         io::Result::Ok(socket)
     };
     let pair = || {

@@ -29,6 +29,22 @@ pub const BROADCAST_FLAG: u16 = 0x8000;
 /// Longest data of one option on the wire; longer ones are split (RFC 3396).
 const OPTION_BYTES: usize = 255;
 
+/// Options that never leave the options field.
+const KEPT_IN_PLACE: [u8; 12] = [
+    code::MESSAGE_TYPE,
+    code::SERVER_ID,
+    code::LEASE_TIME,
+    code::NETMASK,
+    code::ROUTERS,
+    code::VENDOR_CLASS,
+    code::VENDOR,
+    code::BOOT_FILE,
+    code::TFTP_SERVER,
+    code::IPXE,
+    code::UUID,
+    code::RELAY,
+];
+
 /// Option codes (RFC 2132 unless said otherwise).
 pub mod code {
     /// Filler without a length.
@@ -89,6 +105,10 @@ pub mod code {
     pub const ARCHITECTURE: u8 = 93;
     /// Client machine identifier (RFC 4578).
     pub const UUID: u8 = 97;
+    /// Subnet selection (RFC 3011).
+    pub const SUBNET_SELECTION: u8 = 118;
+    /// Classless static routes (RFC 3442).
+    pub const ROUTES: u8 = 121;
     /// Etherboot/iPXE's own options.
     pub const IPXE: u8 = 175;
     /// iSCSI initiator name (iPXE).
@@ -321,6 +341,59 @@ impl Message {
 
     /// The UDP payload, of [`MIN_BYTES`] at least.
     pub fn emit(&self) -> Vec<u8> {
+        self.emit_within(usize::MAX)
+    }
+
+    /// The same in `limit` bytes where that is possible: what is too long for
+    /// the options field goes into the `file` and `sname` fields, if they are
+    /// empty (option 52, RFC 2131 section 4.1). Never the first options, which
+    /// some ROMs look for in their place, never what says what to boot, and
+    /// never a relay's own words (RFC 3046 section 2.1).
+    pub fn emit_within(&self, limit: usize) -> Vec<u8> {
+        let whole = self.emit_fields(&Options::default(), &Options::default(), &self.options);
+        if whole.len() <= limit {
+            return whole;
+        }
+        let mut options = self.options.clone();
+        let (mut file, mut sname) = (Options::default(), Options::default());
+        // What an option is longer for that says so.
+        let mut excess = whole.len() + 3 - limit;
+        let mut movable: Vec<u8> = options.iter().map(|(code, _)| code).collect();
+        movable.retain(|code| !KEPT_IN_PLACE.contains(code));
+        for code in movable.into_iter().rev() {
+            if excess == 0 {
+                break;
+            }
+            let Some(bytes) = options.get(code).map(|data| data.len() + 2) else {
+                continue;
+            };
+            let (field, width) = if self.file.is_empty() && file.bytes() + bytes < FILE_BYTES {
+                (&mut file, FILE_BYTES)
+            } else {
+                (&mut sname, SNAME_BYTES)
+            };
+            let is_free = width == FILE_BYTES || self.sname.is_empty();
+            if is_free
+                && field.bytes() + bytes < width
+                && let Some(data) = options.take(code)
+            {
+                field.set(code, data);
+                excess = excess.saturating_sub(bytes);
+            }
+        }
+        let overload = u8::from(!file.0.is_empty()) | u8::from(!sname.0.is_empty()) << 1;
+        if overload == 0 {
+            return whole;
+        }
+        options.0.insert(0, (code::OVERLOAD, vec![overload]));
+        // The message type stays the first.
+        if let Some(kind) = options.take(code::MESSAGE_TYPE) {
+            options.0.insert(0, (code::MESSAGE_TYPE, kind));
+        }
+        self.emit_fields(&file, &sname, &options)
+    }
+
+    fn emit_fields(&self, file: &Options, sname: &Options, options: &Options) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(2 * MIN_BYTES);
         bytes.push(match self.op {
             Op::Request => 1,
@@ -334,13 +407,21 @@ impl Message {
             bytes.extend(address.octets());
         }
         bytes.extend(self.chaddr);
-        for (field, width) in [(&self.sname, SNAME_BYTES), (&self.file, FILE_BYTES)] {
+        for (field, inside, width) in [
+            (&self.sname, sname, SNAME_BYTES),
+            (&self.file, file, FILE_BYTES),
+        ] {
             let end = bytes.len() + width;
-            bytes.extend(field.iter().take(width));
+            if inside.0.is_empty() {
+                bytes.extend(field.iter().take(width));
+            } else {
+                inside.emit_into(&mut bytes);
+                bytes.push(code::END);
+            }
             bytes.resize(end, 0);
         }
         bytes.extend(MAGIC_COOKIE);
-        self.options.emit_into(&mut bytes);
+        options.emit_into(&mut bytes);
         bytes.push(code::END);
         if bytes.len() < MIN_BYTES {
             bytes.resize(MIN_BYTES, code::PAD);
@@ -425,6 +506,24 @@ impl Options {
     pub fn take(&mut self, code: u8) -> Option<Vec<u8>> {
         let at = self.0.iter().position(|(other, _)| *other == code)?;
         Some(self.0.remove(at).1)
+    }
+
+    /// Puts them in the order of these codes, then the others as they stood,
+    /// then those of `last`.
+    pub(crate) fn arrange(&mut self, first: &[u8], last: &[u8]) {
+        self.0.sort_by_key(|(code, _)| {
+            let rank = |list: &[u8]| list.iter().position(|other| other == code);
+            match (rank(first), rank(last)) {
+                (Some(at), _) => at,
+                (None, None) => first.len(),
+                (None, Some(at)) => first.len() + 1 + at,
+            }
+        });
+    }
+
+    /// How long they are on the wire, unsplit.
+    fn bytes(&self) -> usize {
+        self.iter().map(|(_, data)| data.len() + 2).sum()
     }
 
     /// All of them, in order.

@@ -712,6 +712,8 @@ fn settings(mode: Mode, lease_time: Duration) -> Settings {
         domain: None,
         ntp: Vec::new(),
         mtu: None,
+        lease_time: None,
+        options: Vec::new(),
     };
     Settings {
         mode,

@@ -124,14 +124,11 @@ pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// 10.0.0.0/24 with a pool of `count` addresses from 10.0.0.100 on.
 pub(crate) fn subnet(count: u8) -> Subnet {
     Subnet {
-        network: Ipv4Addr::new(10, 0, 0, 0),
-        netmask: Ipv4Addr::new(255, 255, 255, 0),
         ranges: vec![(host(100), host(99 + count))],
         routers: vec![host(254)],
         dns: vec![host(253)],
         domain: Some("lan".into()),
-        ntp: Vec::new(),
-        mtu: None,
+        ..Subnet::new(Ipv4Addr::new(10, 0, 0, 0), Ipv4Addr::new(255, 255, 255, 0))
     }
 }
 
@@ -187,6 +184,7 @@ impl Pool {
             subnet: &self.subnet,
             server: SERVER,
             policy: &self.site,
+            promise: &self.site.promise(mac(number)),
             now: at(now),
         };
         self.leases.offer(mac(number), requested, place)
@@ -197,6 +195,7 @@ impl Pool {
             subnet: &self.subnet,
             server: SERVER,
             policy: &self.site,
+            promise: &self.site.promise(mac(number)),
             now: at(now),
         };
         self.leases.may_have(mac(number), address, place)
@@ -577,4 +576,24 @@ fn a_pool_of_several_ranges_is_walked_through_all_of_them() {
     }
     ranges.ranges.clear();
     assert_eq!(ranges.pool_from(5).count(), 0);
+}
+
+#[test]
+fn a_batch_reaches_the_store_together_or_nothing_of_it_was_lent() {
+    let mut pool = Pool::of(10);
+    pool.leases.begin_batch();
+    let (one, two) = (pool.lend(1, 0), pool.lend(2, 0));
+    assert_eq!(*pool.store.saves.lock().unwrap(), 0);
+    assert_ne!(one, two);
+    pool.leases.commit().unwrap();
+    assert_eq!(*pool.store.saves.lock().unwrap(), 2);
+
+    pool.store.break_down();
+    pool.leases.begin_batch();
+    pool.lend(3, 1);
+    pool.lend(1, 9);
+    pool.leases.commit().unwrap_err();
+    assert_eq!(pool.leases.of(mac(3)), None);
+    assert_eq!(pool.expires(1), at(0) + LEASE_TIME);
+    assert_eq!(pool.leases.all().len(), 2);
 }
