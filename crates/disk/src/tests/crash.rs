@@ -63,6 +63,11 @@ pub(crate) trait Subject: Clone + Send + Sync + 'static {
         disk.flush()
     }
 
+    /// Whether it may refuse a write for want of room, at any time.
+    fn has_quota(&self) -> bool {
+        false
+    }
+
     /// Whether a write can be answered while a flush waits for a sync.
     fn takes_writes_in_a_flush(&self) -> bool {
         false

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::formats::{VhdOf, VhdxOf};
-use super::{Dice, Site, Subject, die_at, work, work_together};
+use super::{
+    BROKEN, Dice, FULL, Site, Subject, die_at, die_everywhere, fail_everywhere, work, work_together,
+};
 use crate::NewFormat;
 use crate::overlay::OverlayMode;
 use crate::overlay::tests::crash::OverlayOf;
@@ -39,6 +41,7 @@ fn kinds() -> Vec<Kind> {
         kind("overlay-keep", OverlayOf(OverlayMode::Keep)),
         kind("overlay-reset", OverlayOf(OverlayMode::Reset)),
         kind("overlay-layers", Layered::new()),
+        kind("overlay-quota", Layered::with_quota()),
         kind("vhd-dynamic", VhdOf(NewFormat::VhdDynamic)),
         kind("vhd-differencing", VhdOf::differencing()),
         kind("vhd-fixed", VhdOf(NewFormat::VhdFixed)),
@@ -175,4 +178,37 @@ fn no_state_that_a_loss_of_power_leaves_has_lost_anything() {
     let made: u64 = done.values().map(|tally| tally.states).sum();
     println!("{made} states, {lost} lost");
     assert_eq!(lost, 0, "what is lost is said above");
+}
+
+/// The short forms, in every test, take a sample of the operations.
+fn everywhere<S: Subject>(subject: &S) {
+    for seed in 1..=3 {
+        fail_everywhere(subject, FULL, seed, 40, 1);
+        fail_everywhere(subject, BROKEN, seed, 40, 1);
+        die_everywhere(subject, seed, 40, 1);
+    }
+}
+
+#[test]
+#[ignore = "minutes, in the long form of the proofs"]
+fn no_overlay_breaks_at_any_operation_that_is_refused_or_the_last() {
+    everywhere(&OverlayOf(OverlayMode::Keep));
+    everywhere(&OverlayOf(OverlayMode::Reset));
+    everywhere(&Layered::new());
+}
+
+#[test]
+#[ignore = "minutes, in the long form of the proofs"]
+fn no_vhd_breaks_at_any_operation_that_is_refused_or_the_last() {
+    everywhere(&VhdOf(NewFormat::VhdFixed));
+    everywhere(&VhdOf(NewFormat::VhdDynamic));
+    everywhere(&VhdOf::differencing());
+}
+
+#[test]
+#[ignore = "minutes, in the long form of the proofs"]
+fn no_vhdx_breaks_at_any_operation_that_is_refused_or_the_last() {
+    everywhere(&VhdxOf::Fixed);
+    everywhere(&VhdxOf::Dynamic);
+    everywhere(&VhdxOf::Differencing);
 }

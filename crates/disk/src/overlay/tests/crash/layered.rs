@@ -11,7 +11,10 @@ mod races;
 
 /// A `keep` overlay that is given points, branches and thinning.
 #[derive(Clone)]
-pub(crate) struct Layered(OverlayOf);
+pub(crate) struct Layered {
+    overlay: OverlayOf,
+    has_quota: bool,
+}
 
 type LayeredSite = Site<Layered>;
 
@@ -23,7 +26,18 @@ const LIVE_MAX: usize = 5;
 
 impl Layered {
     pub(crate) fn new() -> Layered {
-        Layered(OverlayOf(OverlayMode::Keep))
+        Layered {
+            overlay: OverlayOf(OverlayMode::Keep),
+            has_quota: false,
+        }
+    }
+
+    /// Its quota comes, changes and goes.
+    pub(crate) fn with_quota() -> Layered {
+        Layered {
+            has_quota: true,
+            ..Layered::new()
+        }
     }
 
     /// Holds all points and branches below `root` against the history.
@@ -177,20 +191,24 @@ impl Subject for Layered {
     type Disk = Overlay;
 
     fn places(&self) -> Vec<std::ops::Range<usize>> {
-        self.0.places()
+        self.overlay.places()
     }
 
     fn create(&self, files: &Files, root: &Path) -> Result<Overlay, OpenError> {
-        self.0.create(files, root)
+        self.overlay.create(files, root)
     }
 
     fn open(&self, files: &Files, root: &Path) -> Result<Overlay, OpenError> {
         store::sweep(files, root)?;
-        self.0.open(files, root)
+        self.overlay.open(files, root)
     }
 
     fn untouched(&self) -> u32 {
-        self.0.untouched()
+        self.overlay.untouched()
+    }
+
+    fn has_quota(&self) -> bool {
+        self.has_quota
     }
 
     fn takes_writes_in_a_flush(&self) -> bool {
@@ -205,6 +223,13 @@ impl Subject for Layered {
         let (points, branches) = site.live();
         let some = |dice: &mut Dice, of: &[usize]| of[dice.below(of.len())];
         match dice.below(10) {
+            0 if self.has_quota => {
+                let quota = [None, Some(8), Some(24), Some(80)][dice.below(4)];
+                answer(
+                    site.disk()
+                        .set_quota(quota.map(|blocks: u64| blocks * 4096)),
+                )
+            }
             0 => site.disk().settle(),
             1 => site.amid(dice, || answer(site.disk().tend())),
             2 => answer(site.reopen()),
