@@ -91,6 +91,18 @@ impl Site {
         (output.status.success(), text(&output))
     }
 
+    /// A command line that is not waited for.
+    pub(crate) fn begin(&self, line: &str) -> Child {
+        Command::new(DISKLESS)
+            .arg("--api")
+            .arg(self.socket())
+            .args(line.split_whitespace())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
     pub(crate) fn run(&self, line: &str) -> String {
         let (is_done, said) = self.ask(line);
         assert!(is_done, "{line}: {said}");

@@ -1,5 +1,6 @@
 //! `kill -9` of the real server in a loop, under real iSCSI writers: whatever
-//! was answered is there after each restart.
+//! was answered is there after each restart. One of the machines is given
+//! restore points meanwhile: before a kill, or in the middle of it.
 //!
 //! `LOOPS` says how often (`make kill LOOPS=200`), `SEED` what is written.
 
@@ -29,11 +30,22 @@ const ANSWERS_BEFORE_KILL: u64 = 10;
 /// A writer that says nothing for so long is stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Makes a restore point of the machine that keeps its writes.
+const POINT: &str = "overlay point pc --comment kill";
+
+/// What there is room for.
+const POINTS_MAX: usize = 200;
+
 /// What a kill may come after, once all writers write.
 const LIFE_MILLIS: u64 = 150;
 
 const PROMPT: &str = "qemu-io> ";
-const MACHINE: &str = "52-54-00-00-00-01";
+
+/// The machines, their MACs, and what becomes of their overlays.
+const MACHINES: [(&str, &str, &str); 2] = [
+    ("pc", "52-54-00-00-00-01", "keep"),
+    ("kiosk", "52-54-00-00-00-02", "reset"),
+];
 
 /// A write: first sector, sectors, and the byte that fills them; a 0 is
 /// written as zeros that may unmap.
@@ -186,8 +198,8 @@ impl Disk {
     }
 }
 
-/// Plain targets of files of each format, and a machine whose `keep` overlay
-/// lies on an image.
+/// Plain targets of files of each format, and machines whose overlays lie on an
+/// image.
 fn disks(site: &Site) -> Vec<Disk> {
     let directory = site.directory.path();
     let raw = directory.join("plain.raw");
@@ -224,21 +236,26 @@ fn disks(site: &Site) -> Vec<Disk> {
     let bytes: Vec<u8> = fills.iter().flat_map(|fill| [*fill; SECTOR]).collect();
     fs::write(&image, bytes).unwrap();
     site.run(&format!("image import golden {}", image.display()));
-    site.run(&format!(
-        "machine add pc --mac {} --image golden --mode keep",
-        MACHINE.replace('-', ":")
-    ));
-    disks.push(Disk {
-        name: "a keep overlay",
-        url: machine_url(site),
-        fills,
-    });
+    for (machine, mac, mode) in MACHINES {
+        site.run(&format!(
+            "machine add {machine} --mac {} --image golden --mode {mode}",
+            mac.replace('-', ":")
+        ));
+        disks.push(Disk {
+            name: match mode {
+                "keep" => "a keep overlay",
+                _ => "a reset overlay",
+            },
+            url: machine_url(site, mac),
+            fills: fills.clone(),
+        });
+    }
     disks
 }
 
-/// Where the machine's own boot script sends it, with its secret.
-fn machine_url(site: &Site) -> String {
-    let script = format!("http://127.0.0.1/boot.ipxe?mac={MACHINE}");
+/// Where a machine's own boot script sends it, with its secret.
+fn machine_url(site: &Site, mac: &str) -> String {
+    let script = format!("http://127.0.0.1/boot.ipxe?mac={mac}");
     let output = site.inside("curl").args(["-sS", &script]).output().unwrap();
     let script = text(&output);
     let word = |before: &str| {
@@ -268,6 +285,7 @@ fn answered_writes_survive_kill_9_of_the_server() {
     };
     let mut disks = disks(&site);
     let (mut answers, mut lost) = (0, 0);
+    let mut points = 0;
     for seed in first_seed..first_seed + loops {
         let (answered, heard) = mpsc::channel();
         let writers: Vec<Vec<Writer>> = disks
@@ -292,13 +310,24 @@ fn answered_writes_survive_kill_9_of_the_server() {
         for _ in 0..ANSWERS_BEFORE_KILL * (disks.len() * WRITERS) as u64 {
             heard.recv_timeout(PATIENCE).expect("the writers write");
         }
+        // Every other time a restore point is made, or is being made.
+        let point = (seed % 4 == 1 && points < POINTS_MAX).then(|| site.begin(POINT));
+        if seed % 4 == 3 && points < POINTS_MAX {
+            site.run(POINT);
+            points += 1;
+        }
         thread::sleep(Duration::from_millis(seed * 37 % LIFE_MILLIS));
         site.kill();
+        let is_made = point.is_some_and(|mut point| point.wait().unwrap().success());
         let done: Vec<_> = writers
             .into_iter()
             .map(|writers| writers.into_iter().map(Writer::kill).collect::<Vec<_>>())
             .collect();
         site.restart();
+        let found = site.json("overlay points pc").as_array().unwrap().len();
+        let possible = points + usize::from(is_made)..=points + usize::from(seed % 4 == 1);
+        assert!(possible.contains(&found), "SEED={seed}: {found} points");
+        points = found;
         for (disk, done) in disks.iter_mut().zip(done) {
             answers += done
                 .iter()
@@ -313,5 +342,5 @@ fn answered_writes_survive_kill_9_of_the_server() {
             assert_eq!(lost, 0, "SEED={seed}: what was lost is said above");
         }
     }
-    println!("{loops} kills, {answers} answered writes, {lost} lost");
+    println!("{loops} kills, {points} points, {answers} answered writes, {lost} lost");
 }
