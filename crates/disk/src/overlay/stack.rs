@@ -82,6 +82,19 @@ impl Stack {
         }
     }
 
+    /// The frozen layer that stands for `owner`.
+    fn layer_of(&self, owner: Owner) -> Option<&Arc<Frozen>> {
+        // Where none was merged away each has its place, and needs no search.
+        let place = usize::from(owner).checked_sub(1)?;
+        match self.frozen.get(place) {
+            Some((newest, layer)) if *newest == owner => Some(layer),
+            _ => {
+                let at = self.frozen.partition_point(|(newest, _)| *newest < owner);
+                self.frozen.get(at).map(|(_, layer)| layer)
+            }
+        }
+    }
+
     /// Where the bytes of `block` are, and where that run of blocks ends, at
     /// most `end`.
     fn run(&self, block: u64, end: u64) -> Result<(Place<'_>, u64), Miss> {
@@ -102,11 +115,7 @@ impl Stack {
         let place = match owner {
             IMAGE => Place::Image,
             ZEROS => Place::Zeros,
-            owner => {
-                let at = self.frozen.partition_point(|(newest, _)| *newest < owner);
-                let (_, layer) = self.frozen.get(at).ok_or(Miss::Newer)?;
-                Place::Data(layer.data()?)
-            }
+            owner => Place::Data(self.layer_of(owner).ok_or(Miss::Newer)?.data()?),
         };
         Ok((place, end))
     }
