@@ -18,6 +18,7 @@ fn chosen() -> fn(&[u8]) {
         &dhcp::fuzzing::DOORS[..],
         &disk::fuzzing::DOORS[..],
         &tftp::fuzzing::DOORS[..],
+        &contents::fuzzing::DOORS[..],
     ];
     let mut names = Vec::new();
     for (name, door) in all.into_iter().flatten() {

@@ -8,7 +8,9 @@ use self::inode::{Inode, Stored};
 use self::journal::Journal;
 use crate::bytes::{text, u16_at, u32_at};
 use crate::file::{Bytes, Place, Stretch, add_stretch};
-use crate::file_system::{Entry, FileSystem, MAX_DIRECTORY_BYTES, MAX_ENTRIES, Node, NodeKind};
+use crate::file_system::{
+    Entry, FileSystem, MAX_DIRECTORY_BYTES, MAX_ENTRIES, Node, NodeKind, Search,
+};
 use crate::{Error, Volume};
 
 mod blocks;
@@ -20,6 +22,7 @@ pub(crate) struct Ext4 {
     volume: Volume,
     superblock: Superblock,
     journal: Journal,
+    search: Search,
 }
 
 /// What the superblock says, checked.
@@ -228,6 +231,7 @@ impl Ext4 {
             volume: volume.clone(),
             superblock,
             journal: Journal::default(),
+            search: Search::new(),
         };
         let superblock = &file_system.superblock;
         let is_journaled = superblock.compatible & compatible::HAS_JOURNAL != 0;
@@ -354,6 +358,7 @@ impl Ext4 {
             while at < stretch.bytes {
                 // Stretches are whole blocks, where the journal says they lie.
                 let mut block = vec![0; usize::try_from(self.superblock.block_bytes).unwrap_or(0)];
+                self.search.spend(block.len())?;
                 self.volume.read(stretch.from + at, &mut block)?;
                 if entries(&block, see)? == Seen::Enough {
                     return Ok(());
@@ -580,3 +585,6 @@ impl Ext4 {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

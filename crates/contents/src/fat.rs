@@ -3,7 +3,7 @@
 
 use crate::bytes::{text, u16_at, u32_at};
 use crate::file::{Bytes, Place, Stretch, add_stretch};
-use crate::file_system::{Entry, FileSystem, MAX_DIRECTORY_BYTES, Node, NodeKind};
+use crate::file_system::{Entry, FileSystem, MAX_DIRECTORY_BYTES, Node, NodeKind, Search};
 use crate::{Error, Volume};
 
 /// A FAT file system.
@@ -18,6 +18,7 @@ pub(crate) struct Fat {
     /// Clusters there are; they are numbered from 2.
     clusters: u32,
     root: Root,
+    search: Search,
 }
 
 /// How many bits an entry of the table has.
@@ -158,6 +159,7 @@ impl Fat {
             data_at: before_data * fields.sector_bytes,
             clusters: clusters.min(room),
             root,
+            search: Search::new(),
         })
     }
 
@@ -202,6 +204,7 @@ impl Fat {
             (FIXED_ROOT, Root::Fixed { at, bytes }) => {
                 let length = usize::try_from(bytes).map_err(|_| too_long())?;
                 let mut whole = vec![0; length];
+                self.search.spend(length)?;
                 self.volume.read(at, &mut whole)?;
                 return Ok(whole);
             }
@@ -219,6 +222,7 @@ impl Fat {
                 return Err(too_long());
             }
             whole.resize(start + length, 0);
+            self.search.spend(length)?;
             self.volume.read(from, &mut whole[start..])?;
             // An entry that begins with zero is the last.
             if whole[start..]

@@ -1,5 +1,7 @@
 //! What every file system that is read here can do.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::file::Bytes;
 use crate::{Error, Volume};
 
@@ -70,4 +72,34 @@ pub struct Entry {
 /// Entries of one directory that are listed.
 pub(crate) const MAX_ENTRIES: usize = 1 << 16;
 /// Bytes of one directory that are looked through.
-pub(crate) const MAX_DIRECTORY_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_DIRECTORY_BYTES: u64 = 16 << 20;
+/// Bytes of all directories that are looked through, for one open file system.
+const MAX_SEARCHED_BYTES: u64 = 256 << 20;
+
+/// What may still be looked through.
+pub(crate) struct Search {
+    left_bytes: AtomicU64,
+}
+
+impl Search {
+    pub(crate) fn new() -> Search {
+        Search {
+            left_bytes: AtomicU64::new(MAX_SEARCHED_BYTES),
+        }
+    }
+
+    /// Goes on through `bytes` bytes more.
+    pub(crate) fn spend(&self, bytes: usize) -> Result<(), Error> {
+        let spend = |left: u64| left.checked_sub(bytes as u64);
+        let spent = self
+            .left_bytes
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
+        match spent {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::TooMuch {
+                what: "bytes of directories",
+                limit: MAX_SEARCHED_BYTES,
+            }),
+        }
+    }
+}

@@ -12,6 +12,9 @@ mod ext4;
 mod fat;
 mod file;
 mod file_system;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod linux;
 mod magic;
 mod partitions;

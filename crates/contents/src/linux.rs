@@ -371,3 +371,6 @@ fn text(tree: &Tree, path: &str) -> Option<String> {
     let bytes = file.read_all(MAX_TEXT_BYTES).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+#[cfg(test)]
+mod tests;

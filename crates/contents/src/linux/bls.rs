@@ -19,6 +19,8 @@ pub(super) struct LoaderEntry {
 
 /// Entries of one directory that are read.
 const MAX_ENTRIES: usize = 256;
+/// Bytes of one of them.
+const MAX_ENTRY_BYTES: u64 = 64 << 10;
 
 /// The entries in `DIRECTORY/entries`, the newest first.
 pub(super) fn entries(tree: &Tree, directory: &str) -> Vec<LoaderEntry> {
@@ -29,7 +31,9 @@ pub(super) fn entries(tree: &Tree, directory: &str) -> Vec<LoaderEntry> {
         .filter_map(|entry| entry.name.strip_suffix(".conf"));
     let read = |id: &str| {
         let path = format!("{directory}/{id}.conf");
-        let text = text(tree, &path)?;
+        let file = tree.open_file(&path).ok()?;
+        let bytes = file.read_all(MAX_ENTRY_BYTES).ok()?;
+        let text = String::from_utf8_lossy(&bytes);
         Some(LoaderEntry {
             path,
             id: id.to_owned(),

@@ -11,7 +11,7 @@ use self::script::{Statement, Word};
 use super::bls::LoaderEntry;
 use super::entries::{Boot, Configuration, Entry, arguments, title};
 use super::{MAX_TEXT_BYTES, Source, environment, text};
-use crate::{Error, Tree};
+use crate::{Error, ReadableFile, Tree};
 
 mod script;
 
@@ -21,6 +21,10 @@ const MAX_STEPS: u32 = 100_000;
 const MAX_SOURCES: u32 = 8;
 /// Menus within menus.
 const MAX_MENUS: u32 = 8;
+/// Files that are asked for, `if [ -f FILE ]` counted too.
+const MAX_FILES: u32 = 256;
+/// Bytes that values of variables have, each time one is used.
+const MAX_EXPANDED_BYTES: usize = 16 << 20;
 /// Bytes of all variables.
 const MAX_VARIABLE_BYTES: usize = 1 << 20;
 /// Items of one menu.
@@ -91,6 +95,9 @@ struct Grub<'a> {
     initrds: Vec<String>,
     steps: u32,
     sources: u32,
+    files: u32,
+    left_bytes: usize,
+    has_loader_entries: bool,
 }
 
 impl<'a> Grub<'a> {
@@ -107,6 +114,9 @@ impl<'a> Grub<'a> {
             initrds: Vec::new(),
             steps: 0,
             sources: 0,
+            files: 0,
+            left_bytes: MAX_EXPANDED_BYTES,
+            has_loader_entries: false,
         };
         for (name, value) in [
             ("prefix", directory),
@@ -192,18 +202,27 @@ impl<'a> Grub<'a> {
 
     /// Words with the values of their variables; one that is not quoted and
     /// empty is none, and one with spaces is several.
-    fn expand(&self, words: &[Word]) -> Result<Vec<String>, Error> {
+    fn expand(&mut self, words: &[Word]) -> Result<Vec<String>, Error> {
+        let mut left = self.left_bytes;
+        let value = |name: &str| self.variables.get(name).map(String::as_str);
         let mut expanded = Vec::new();
-        let mut bytes = 0;
         for word in words {
-            let values = word.expand(&|name| self.variables.get(name).map(String::as_str));
-            bytes += values.iter().map(String::len).sum::<usize>();
-            if bytes > MAX_VARIABLE_BYTES {
-                return Err(self.too_much("bytes of one command", MAX_VARIABLE_BYTES as u64));
+            match word.expand(&value, &mut left) {
+                Some(words) => expanded.extend(words),
+                None => return Err(self.too_much("bytes", MAX_EXPANDED_BYTES as u64)),
             }
-            expanded.extend(values);
         }
+        self.left_bytes = left;
         Ok(expanded)
+    }
+
+    /// Asks for a file, which a configuration may do only so often.
+    fn file(&mut self, path: &str) -> Result<Option<ReadableFile>, Error> {
+        self.files += 1;
+        if self.files > MAX_FILES {
+            return Err(self.too_much("files", u64::from(MAX_FILES)));
+        }
+        Ok(self.boot.open(path).ok())
     }
 
     fn command(&mut self, words: &[String]) -> Result<bool, Error> {
@@ -211,7 +230,10 @@ impl<'a> Grub<'a> {
             return Ok(true);
         };
         match name.as_str() {
-            "!" => return Ok(!self.command(rest)?),
+            // One is enough, and no chain of them goes deep.
+            "!" if rest.first().is_some_and(|next| next != "!") => {
+                return Ok(!self.command(rest)?);
+            }
             "set" => {
                 if let Some((name, value)) = rest.first().and_then(|word| word.split_once('=')) {
                     self.set(name, value.to_owned())?;
@@ -224,9 +246,9 @@ impl<'a> Grub<'a> {
             }
             "[" => {
                 let rest = rest.split_last().map_or(rest, |(_, rest)| rest);
-                return Ok(self.test(rest));
+                return self.test(rest);
             }
-            "test" => return Ok(self.test(rest)),
+            "test" => return self.test(rest),
             "load_env" => self.load_environment(rest)?,
             "linux" | "linux16" | "linuxefi" => {
                 if let Some((kernel, arguments)) = rest.split_first() {
@@ -237,7 +259,8 @@ impl<'a> Grub<'a> {
                 let files = rest.iter().filter(|word| !word.starts_with("--"));
                 self.initrds = files.cloned().collect();
             }
-            "blscfg" => {
+            "blscfg" if !self.has_loader_entries => {
+                self.has_loader_entries = true;
                 for entry in self.boot.loader_entries() {
                     self.items.push(Item {
                         title: entry.title.clone(),
@@ -269,7 +292,7 @@ impl<'a> Grub<'a> {
         if self.sources > MAX_SOURCES {
             return Ok(false);
         }
-        let Ok(file) = self.boot.open(path) else {
+        let Some(file) = self.file(path)? else {
             return Ok(false);
         };
         let script = file.read_all(MAX_TEXT_BYTES)?;
@@ -286,10 +309,8 @@ impl<'a> Grub<'a> {
             words.find_map(|word| word.strip_prefix("--file=").map(str::to_owned))
         });
         let path = path.unwrap_or_else(|| format!("{}/grubenv", self.variable("prefix")));
-        let values = self
-            .boot
-            .open(&path)
-            .map_or_else(|_| Vec::new(), |file| environment::of(&file));
+        let file = self.file(&path)?;
+        let values = file.map(|file| environment::of(&file)).unwrap_or_default();
         let values = match (values.is_empty(), self.esp) {
             // RHEL 8 keeps it beside the configuration, which may be the ESP's.
             (true, Some(esp)) => environment::read(esp, &path),
@@ -302,34 +323,38 @@ impl<'a> Grub<'a> {
     }
 
     /// `[ ... ]`
-    fn test(&self, words: &[String]) -> bool {
+    fn test(&mut self, words: &[String]) -> Result<bool, Error> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        words.split(|word| *word == "-o").any(|words| {
-            words
-                .split(|word| *word == "-a")
-                .all(|words| self.term(words))
-        })
+        for words in words.split(|word| *word == "-o") {
+            let mut is_all = true;
+            for words in words.split(|word| *word == "-a") {
+                is_all &= self.term(words)?;
+            }
+            if is_all {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
-    fn term(&self, words: &[&str]) -> bool {
-        let exists = |path: &str| {
-            let is_on_esp = self
-                .esp
-                .is_some_and(|esp| matches!(esp.kind(path), Ok(Some(_))));
-            self.boot.open(path).is_ok() || is_on_esp
-        };
-        match words {
-            ["!", rest @ ..] => !self.term(rest),
+    fn term(&mut self, words: &[&str]) -> Result<bool, Error> {
+        Ok(match words {
             ["-n", text] => !text.is_empty(),
             ["-z", text] => text.is_empty(),
             ["-z"] => true,
-            ["-e" | "-f" | "-s", path] => exists(path),
+            ["-e" | "-f" | "-s", path] => {
+                let is_here = self.file(path)?.is_some();
+                let on_esp = |esp: &Tree| matches!(esp.kind(path), Ok(Some(_)));
+                is_here || self.esp.is_some_and(on_esp)
+            }
+            ["!", text] => text.is_empty(),
+            ["!", rest @ ..] if !rest.is_empty() && rest[0] != "!" => !self.term(rest)?,
             [text] => !text.is_empty() && *text != "-n",
             [a, "=" | "==", b] => a == b,
             [a, "!=", b] => a != b,
             [a, compare, b] => {
                 let (Ok(a), Ok(b)) = (a.parse::<i64>(), b.parse::<i64>()) else {
-                    return false;
+                    return Ok(false);
                 };
                 match *compare {
                     "-eq" => a == b,
@@ -342,7 +367,7 @@ impl<'a> Grub<'a> {
                 }
             }
             _ => false,
-        }
+        })
     }
 
     /// Boots the item that `default` names: a number, a title or an id, and
@@ -363,7 +388,7 @@ impl<'a> Grub<'a> {
 
     fn boot_item(&mut self, item: &Item, within: &str, depth: u32) -> Result<Option<Entry>, Error> {
         let body = match &item.what {
-            What::Loader(entry) => return Ok(Some(self.loader_entry(entry))),
+            What::Loader(entry) => return self.loader_entry(entry).map(Some),
             What::Entry(body) => body.clone(),
             What::Menu(_) if depth >= MAX_MENUS => return Ok(None),
             What::Menu(body) => {
@@ -419,21 +444,16 @@ impl<'a> Grub<'a> {
     }
 
     /// An entry of a file of its own, in which GRUB's variables stand too.
-    fn loader_entry(&self, entry: &LoaderEntry) -> Entry {
-        let value = |name: &str| self.variables.get(name).map(String::as_str);
-        let expanded = |text: &str| -> Vec<String> {
-            let words = script::words(text);
-            words.iter().flat_map(|word| word.expand(&value)).collect()
-        };
-        let options = expanded(&entry.options);
-        let initrds = entry.initrds.iter();
-        Entry {
+    fn loader_entry(&mut self, entry: &LoaderEntry) -> Result<Entry, Error> {
+        let options = self.expand(&script::words(&entry.options))?;
+        let initrds = script::words(&entry.initrds.join(" "));
+        Ok(Entry {
             title: Some(title(&entry.title)).filter(|title| !title.is_empty()),
             source: Source::LoaderEntry(entry.path.clone()),
             kernel: entry.linux.clone(),
-            initrds: initrds.flat_map(|initrd| expanded(initrd)).collect(),
+            initrds: self.expand(&initrds)?,
             arguments: arguments(options.iter().map(String::as_str)),
-        }
+        })
     }
 }
 

@@ -42,8 +42,13 @@ const MAX_DEPTH: u32 = 32;
 
 impl Word {
     /// What it is where variables have values: a value that is not quoted is
-    /// split at its spaces.
-    pub(super) fn expand<'v>(&self, value: &dyn Fn(&str) -> Option<&'v str>) -> Vec<String> {
+    /// split at its spaces. `None` where the values have more bytes than are
+    /// `left`.
+    pub(super) fn expand<'v>(
+        &self,
+        value: &dyn Fn(&str) -> Option<&'v str>,
+        left: &mut usize,
+    ) -> Option<Vec<String>> {
         let mut words = Vec::new();
         let mut word = String::new();
         let mut is_word = self.is_quoted;
@@ -55,6 +60,7 @@ impl Word {
                 }
                 Piece::Variable { name, is_quoted } => {
                     let value = value(name).unwrap_or_default();
+                    *left = left.checked_sub(value.len())?;
                     if *is_quoted {
                         word.push_str(value);
                         continue;
@@ -72,7 +78,7 @@ impl Word {
         if is_word || !word.is_empty() {
             words.push(word);
         }
-        words
+        Some(words)
     }
 
     /// Its text, where it is a plain one that may be a keyword.
