@@ -47,6 +47,7 @@ mod points;
 mod portal;
 #[cfg(test)]
 mod tests;
+mod view;
 
 /// How long a disk without any session stays open: a machine between its
 /// loader and its operating system, or one that has just lost its network.
@@ -72,6 +73,8 @@ pub(crate) struct MachineDisks {
     site: Arc<Site>,
     sessions: OnceLock<Sessions>,
     slots: Mutex<HashMap<Uuid, Arc<Mutex<Slot>>>>,
+    /// What is open for readers only, by machine.
+    views: Mutex<HashMap<Uuid, view::Place>>,
     /// How many wait for a slot: whoever merges layers meanwhile gives way.
     waiting: AtomicUsize,
     overlays: Overlays,
@@ -222,6 +225,7 @@ impl MachineDisks {
             site,
             sessions: OnceLock::new(),
             slots: Mutex::default(),
+            views: Mutex::default(),
             waiting: AtomicUsize::new(0),
         }
     }
@@ -236,6 +240,7 @@ impl MachineDisks {
     /// are at rest, so that the loss of the host then costs nobody his boot;
     /// to be called now and then.
     pub(crate) fn tend(&self, now: Instant) {
+        self.tend_views(now);
         let mut written: HashMap<String, u64> = HashMap::new();
         for session in self.sessions.get().map(Sessions::list).unwrap_or_default() {
             *written.entry(session.target).or_default() += session.bytes_written;
@@ -274,6 +279,7 @@ impl MachineDisks {
 
     /// Closes every disk; for the end of the program, after the sessions'.
     pub(crate) fn close_all(&self) {
+        lock(&self.views).clear();
         for (_, slot) in std::mem::take(&mut *lock(&self.slots)) {
             if let Some(open) = lock(&slot).open.take() {
                 open.close();
@@ -295,6 +301,7 @@ impl MachineDisks {
     pub(crate) fn while_closed(&self, machine: &Machine, work: &mut dyn FnMut()) {
         let slot = self.slot(machine.id);
         let mut slot = self.wait_for(&slot);
+        self.close_view(machine.id);
         self.end_sessions(machine, slot.open.as_ref(), None);
         if let Some(open) = slot.open.take() {
             if let Err(error) = open.wait_until_free() {
@@ -314,6 +321,7 @@ impl MachineDisks {
     ) {
         let slot = self.slot(fact.machine);
         let slot = self.wait_for(&slot);
+        self.close_view(fact.machine);
         match slot.open.as_ref().map(|open| &open.medium) {
             Some(Medium::Overlay { fact: its, overlay }) if its.uuid == fact.uuid => {
                 work(Some(overlay));
@@ -325,6 +333,7 @@ impl MachineDisks {
     /// Closes an own disk that no session has open any more, whatever machine's
     /// it was; gives who has it open still.
     pub(crate) fn release_own_disk(&self, disk: Uuid) -> Result<(), String> {
+        self.close_view_of(disk);
         let slots: Vec<_> = lock(&self.slots).values().cloned().collect();
         for slot in slots {
             // A slot that is locked belongs to who is logging in now: one that
@@ -399,6 +408,7 @@ impl MachineDisks {
         let Some(mut slot) = self.lock_in_turn(&slot) else {
             return Err(LoginRefusal::ServiceUnavailable);
         };
+        self.close_view(machine.id);
         // Asked again under the lock: another login may have switched, and an
         // operator may have changed the machine.
         let id = machine.id;

@@ -52,6 +52,14 @@ pub(super) struct Preparation {
     step: Step,
 }
 
+/// What the next boot of a machine begins with.
+pub(super) enum Beginning {
+    /// An image as it is.
+    Image(SharedDisk),
+    /// The writes of the boots before.
+    Overlay(Overlay),
+}
+
 /// What is to be done with a machine's overlay at a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -110,6 +118,45 @@ impl Overlays {
             generation: prepared.number,
             step,
         })
+    }
+
+    /// What the next boot of `machine` begins with, as things stand; changes
+    /// nothing, and opens no overlay.
+    pub(super) fn beginning(
+        &self,
+        machine: &Machine,
+        assigned: &ImageRef,
+        mode: OverlayMode,
+    ) -> anyhow::Result<Beginning> {
+        if let Some(fact) = self.inventory.overlay_of(machine.id, &assigned.name)?
+            && mode == OverlayMode::Keep
+        {
+            let directory = self.inventory.overlay_directory(fact.uuid);
+            match OverlayDisk::inspect(&directory) {
+                Ok(head) if head.mode == OverlayMode::Keep => return Ok(Beginning::Overlay(fact)),
+                Ok(_) => {}
+                Err(OpenError::Missing { .. }) if fact.mode == OverlayMode::Reset => {}
+                Err(error) => bail!("the overlay of {} cannot be opened: {error}", machine.name),
+            }
+        }
+        let image = self.inventory.image(assigned)?;
+        Ok(Beginning::Image(self.images.open(&image)?))
+    }
+
+    /// An overlay that nobody has open, to be read.
+    pub(super) fn view(&self, fact: &Overlay) -> anyhow::Result<SharedDisk> {
+        let directory = self.inventory.overlay_directory(fact.uuid);
+        let base = OverlayDisk::inspect(&directory)?.base;
+        let image = self.image_of(&fact.image, base).ok_or_else(|| {
+            anyhow!(
+                "the image below the overlay is not here any more: {}@{} ({base})",
+                fact.image,
+                fact.version
+            )
+        })?;
+        let golden = self.images.open(&image)?;
+        let view = OverlayDisk::view(&directory, None, golden, base)?;
+        Ok(Arc::new(view))
     }
 
     /// What is to be done with an overlay there is, and the image it must stay
