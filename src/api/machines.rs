@@ -382,7 +382,7 @@ pub(super) async fn timeline(
 }
 
 /// The machine of a name or a MAC.
-fn found(api: &Api, text: &str) -> Result<inventory::Machine, ApiError> {
+pub(super) fn found(api: &Api, text: &str) -> Result<inventory::Machine, ApiError> {
     // A name may look like a MAC without colons: names go first.
     match (api.inventory.machine_by_name(text), parse_mac(text)) {
         (Err(inventory::Error::NotFound(sentence)), Ok(mac)) => {

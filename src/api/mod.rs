@@ -8,6 +8,7 @@
 //! Unix socket (`server`), and on a loopback address where the site asks for it.
 
 pub(crate) mod authority;
+pub(crate) mod contents;
 pub(crate) mod disks;
 mod error;
 pub(crate) mod exports;
@@ -67,6 +68,10 @@ pub(crate) trait Live: Send + Sync + 'static {
 
     /// Whether a machine has sessions.
     fn machine_in_use(&self, machine: Uuid) -> bool;
+
+    /// The disk a machine's next boot begins with, to be read; or why there is
+    /// none.
+    fn machine_disk(&self, machine: &inventory::Machine) -> Result<disk::SharedDisk, String>;
 
     /// Closes an own disk that no machine's session has open; gives the machine
     /// that has.
@@ -189,10 +194,12 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(machines::list, machines::add))
         .routes(routes!(machines::show, machines::set, machines::remove))
         .routes(routes!(machines::timeline))
+        .routes(routes!(contents::of_machine))
         .routes(routes!(images::list, images::import))
         .routes(routes!(images::show, images::remove))
         .routes(routes!(images::import_stream))
         .routes(routes!(images::versions))
+        .routes(routes!(contents::of_image))
         .routes(routes!(images::roll_back))
         .routes(routes!(images::verify))
         .routes(routes!(images::export))

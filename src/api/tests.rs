@@ -64,6 +64,16 @@ impl Live for Fake {
         self.running.lock().unwrap().contains(&machine)
     }
 
+    fn machine_disk(
+        &self,
+        machine: &crate::inventory::Machine,
+    ) -> Result<disk::SharedDisk, String> {
+        match machine.name.as_str() {
+            "pc07" => Ok(Arc::new(disk::Ram::new(1 << 20))),
+            name => Err(format!("nothing is assigned to {name}")),
+        }
+    }
+
     fn release_own_disk(&self, _disk: Uuid) -> Result<(), String> {
         Ok(())
     }
@@ -238,6 +248,23 @@ async fn a_machine_is_added_shown_changed_and_removed() {
     let (status, _) = test.delete("/machines/pc07").await;
     assert_eq!(status, StatusCode::NO_CONTENT);
     assert_eq!(test.get("/machines").await, json!([]));
+}
+
+#[tokio::test]
+async fn what_lies_inside_a_disk_is_shown_or_why_it_cannot_be() {
+    let test = Test::new();
+    test.import("debian");
+    let inside = test.get("/images/debian/contents").await;
+    assert_eq!(inside["table"], "none");
+    assert_eq!(inside["partitions"][0]["format"], "unknown");
+    assert_eq!(inside["linux"], Value::Null);
+    assert_eq!(inside["why_not"], "no partition of the disk holds a Linux");
+    test.add("pc07", 7).await;
+    test.add("pc08", 8).await;
+    let inside = test.get("/machines/pc07/contents").await;
+    assert_eq!(inside["partitions"][0]["size_bytes"], 1 << 20);
+    let (status, refused) = test.ask(Method::GET, "/machines/pc08/contents", "").await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use super::client::{Client, part};
 use super::export::Target;
 use super::show::{Answer, bytes, details, or_dash, table, time};
-use super::{file, job, stream};
+use super::{contents, file, job, stream};
 use crate::api::images::{Image, ImportImage, Rollback, RolledBack, Verified};
 use crate::api::jobs::Job;
 
@@ -42,6 +42,12 @@ pub(super) enum Verb {
         /// Directory that a file's parents may lie in, besides its own
         #[arg(long, value_name = "DIRECTORY")]
         parents: Vec<PathBuf>,
+    },
+    /// Look inside an image: partitions, kernel, command line
+    Contents {
+        /// NAME or NAME@VERSION
+        #[arg(value_name = "NAME[@VERSION]")]
+        image: String,
     },
     /// List every version of every image
     List,
@@ -89,6 +95,12 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
         Verb::Info { what, .. } => {
             let image: Image = client.show(&format!("/images/{}", part(&what))).await?;
             Answer::new(known(&image), &image)
+        }
+        Verb::Contents { image } => {
+            let found = client
+                .show(&format!("/images/{}/contents", part(&image)))
+                .await?;
+            Answer::new(contents::text(&found), &found)
         }
         Verb::List => {
             let images: Vec<Image> = client.show("/images").await?;

@@ -9,6 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::client::{Client, part};
+use super::contents;
 use super::show::{Answer, ago, exact_time, or_dash, table, time};
 use crate::api::machines::{AddMachine, Boot, Machine, MachineStateWord, Mode, SetMachine};
 use crate::api::overlays::Overlay;
@@ -33,6 +34,11 @@ pub(super) enum Verb {
         /// End its sessions first, where it runs: like pulling its plug
         #[arg(long)]
         force: bool,
+    },
+    /// Look inside the disk its next boot begins with: partitions, kernel, command line
+    Contents {
+        /// Name or MAC
+        machine: String,
     },
     /// Show what happened at each of its boots
     Timeline {
@@ -154,6 +160,10 @@ pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {
             let query = if force { "?force=true" } else { "" };
             client.remove(&format!("{}{query}", path(&machine))).await?;
             Answer::new(format!("removed {machine}"), &json!({ "removed": machine }))
+        }
+        Verb::Contents { machine } => {
+            let found = client.show(&format!("{}/contents", path(&machine))).await?;
+            Answer::new(contents::text(&found), &found)
         }
         Verb::Timeline { machine } => {
             let boots: Vec<Boot> = client.show(&format!("{}/timeline", path(&machine))).await?;

@@ -6,6 +6,7 @@
 
 mod authority;
 mod client;
+mod contents;
 mod disk;
 mod export;
 mod file;

@@ -60,6 +60,13 @@ impl Live for Nothing {
         false
     }
 
+    fn machine_disk(
+        &self,
+        machine: &crate::inventory::Machine,
+    ) -> Result<::disk::SharedDisk, String> {
+        Err(format!("nothing is assigned to {}", machine.name))
+    }
+
     fn release_own_disk(&self, _: Uuid) -> Result<(), String> {
         Ok(())
     }

@@ -85,6 +85,12 @@ impl Live for LiveFacts {
         self.disks.is_in_use(machine)
     }
 
+    fn machine_disk(&self, machine: &Machine) -> Result<disk::SharedDisk, String> {
+        self.disks
+            .view(machine)
+            .map_err(|error| format!("{error:#}"))
+    }
+
     fn release_own_disk(&self, disk: Uuid) -> Result<(), String> {
         self.disks.release_own_disk(disk)
     }
