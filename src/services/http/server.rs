@@ -283,6 +283,8 @@ async fn serve(
         .max_buf_size(BUFFER_BYTES)
         // A client that has said all it wants (nc does) still wants the answer.
         .half_close(true)
+        // GRUB knows the names of headers in this spelling only.
+        .title_case_headers(true)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
