@@ -25,8 +25,9 @@ const PROGRAMS: [&str; 14] = [
     "curl",
     "xorriso",
 ];
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
     "/usr/lib/ipxe/undionly.kpxe",
     "/usr/lib/ipxe/qemu/pxe-virtio.rom",
     "/usr/share/seabios/bios-256k.bin",
@@ -97,6 +98,15 @@ pub fn initiator() -> Result<PathBuf> {
 /// When it cannot be built; the script has said why on standard error.
 pub fn debian() -> Result<PathBuf> {
     build("debian.sh")
+}
+
+/// The directory of Debian's signed chains (see `lab/images/chain.sh`), fetched
+/// now if they are not there.
+///
+/// # Errors
+/// When they cannot be fetched; the script has said why on standard error.
+pub fn chain() -> Result<PathBuf> {
+    build("chain.sh")
 }
 
 fn build(script: &str) -> Result<PathBuf> {

@@ -28,7 +28,7 @@ pub use deadline::Deadline;
 pub use files::FileServer;
 pub use guest::Guest;
 pub use host::{Host, Lan};
-pub use image::{debian, initiator, missing, repository, sha256, tiny};
+pub use image::{chain, debian, initiator, missing, repository, sha256, tiny};
 pub use neighbour::Neighbour;
 pub use pc::{Firmware, Kernel, Nic, Pc, Power};
 pub use server::{Dhcp, Server, Settings};

@@ -11,8 +11,15 @@ use crate::state::Process;
 use crate::{Console, Deadline, Lan};
 
 /// UEFI's code and its empty variable store (package `ovmf`).
-const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+const OVMF: (&str, &str) = (
+    "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.fd",
+);
+/// The same with Microsoft's keys enrolled and Secure Boot switched on.
+const OVMF_SECURE: (&str, &str) = (
+    "/usr/share/OVMF/OVMF_CODE_4M.ms.fd",
+    "/usr/share/OVMF/OVMF_VARS_4M.ms.fd",
+);
 
 /// As the tiny guest's GRUB has them.
 const KERNEL_ARGUMENTS: &str =
@@ -32,6 +39,29 @@ pub enum Firmware {
     Uefi,
     /// OVMF told to leave PXE out, so that UEFI HTTP Boot is what it tries.
     UefiHttp,
+    /// OVMF's PXE with Microsoft's keys, enforcing.
+    SecureBoot,
+    /// The same by UEFI HTTP Boot.
+    SecureBootHttp,
+}
+
+impl Firmware {
+    /// Files of its code and its variables; none of a BIOS.
+    fn ovmf(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Firmware::Bios => None,
+            Firmware::Uefi | Firmware::UefiHttp => Some(OVMF),
+            Firmware::SecureBoot | Firmware::SecureBootHttp => Some(OVMF_SECURE),
+        }
+    }
+
+    fn is_secure(self) -> bool {
+        matches!(self, Firmware::SecureBoot | Firmware::SecureBootHttp)
+    }
+
+    fn is_http(self) -> bool {
+        matches!(self, Firmware::UefiHttp | Firmware::SecureBootHttp)
+    }
 }
 
 /// The network card.
@@ -90,9 +120,9 @@ impl Pc {
         let name = format!("pc{}", COUNT.fetch_add(1, Ordering::Relaxed));
         lan.add_tap(&name)?;
         let variables = lan.lab().work().join(format!("{name}.variables"));
-        if self.firmware != Firmware::Bios {
-            fs::copy(OVMF_VARIABLES, &variables)
-                .with_context(|| format!("copying {OVMF_VARIABLES} (package ovmf)"))?;
+        if let Some((_, empty)) = self.firmware.ovmf() {
+            fs::copy(empty, &variables)
+                .with_context(|| format!("copying {empty} (package ovmf)"))?;
         }
         let socket = lan.lab().sockets().join(format!("{name}.console"));
         let mut arguments: Vec<String> = [
@@ -145,7 +175,7 @@ impl Pc {
             add("-initrd", file("initrd"));
             add("-append", format!("{KERNEL_ARGUMENTS} {arguments}"));
         }
-        if self.firmware == Firmware::UefiHttp {
+        if self.firmware.is_http() {
             for support in ["IPv4PXESupport", "IPv6PXESupport"] {
                 add(
                     "-fw_cfg",
@@ -153,10 +183,20 @@ impl Pc {
                 );
             }
         }
-        if self.firmware != Firmware::Bios {
+        if self.firmware.is_secure() {
+            // Variables that only the firmware itself may write, in its own mode.
+            add("-machine", "smm=on".to_owned());
+            for property in [
+                "driver=cfi.pflash01,property=secure,value=on",
+                "ICH9-LPC.disable_s3=1",
+            ] {
+                add("-global", property.to_owned());
+            }
+        }
+        if let Some((code, _)) = self.firmware.ovmf() {
             add(
                 "-drive",
-                format!("if=pflash,format=raw,unit=0,readonly=on,file={OVMF_CODE}"),
+                format!("if=pflash,format=raw,unit=0,readonly=on,file={code}"),
             );
             add(
                 "-drive",

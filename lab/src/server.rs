@@ -34,6 +34,8 @@ pub struct Settings {
     pub lease: String,
     /// First and last address it lends.
     pub pool: (Ipv4Addr, Ipv4Addr),
+    /// The version of GRUB in the signed chain it serves (`lab/images/chain.sh`).
+    pub signed_grub: Option<&'static str>,
 }
 
 impl Settings {
@@ -43,6 +45,7 @@ impl Settings {
             dhcp,
             lease: "10m".to_owned(),
             pool: (Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 199)),
+            signed_grub: None,
         }
     }
 }
@@ -72,6 +75,7 @@ impl<'a> Server<'a> {
             dhcp,
             lease,
             pool: (first, last),
+            signed_grub,
         } = settings;
         let mode = match dhcp {
             Dhcp::Full => "full",
@@ -85,6 +89,13 @@ impl<'a> Server<'a> {
         if *dhcp == Dhcp::Full {
             text.push_str(&format!(
                 "pool = [\"{first}-{last}\"]\nlease = \"{lease}\"\n"
+            ));
+        }
+        if let Some(version) = signed_grub {
+            let loaders = crate::chain()?.join(version);
+            text.push_str(&format!(
+                "\n[loaders]\ndirectory = \"{}\"\n",
+                loaders.display()
             ));
         }
         text.push_str(&format!("\n[api]\nsocket = \"{}\"\n", socket.display()));

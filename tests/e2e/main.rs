@@ -10,4 +10,5 @@ mod disks;
 mod full;
 mod initiator;
 mod proxy;
+mod secure;
 mod stage;

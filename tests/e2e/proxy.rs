@@ -29,6 +29,16 @@ fn a_uefi_machine_boots_beside_another_dhcp_server() {
 }
 
 #[test]
+fn a_machine_boots_by_uefi_http_boot_beside_another_dhcp_server() {
+    let turn = Turn::Pair(6, Half::First);
+    with_server_and_neighbour(
+        turn,
+        &Settings::new(Dhcp::Proxy),
+        |lan, server, neighbour| boots_beside(lan, server, neighbour, Firmware::UefiHttp),
+    );
+}
+
+#[test]
 fn full_mode_does_not_start_beside_another_dhcp_server() {
     with_neighbour(Turn::Always, |host, _neighbour| {
         let Err(refused) = Server::start(host, diskless(), &Settings::new(Dhcp::Full)) else {

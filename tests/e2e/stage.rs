@@ -23,6 +23,8 @@ const NEIGHBOUR_POOL: (Ipv4Addr, Ipv4Addr) =
 pub(crate) const BOOT_SECONDS: u64 = 480;
 /// The image all tests boot.
 pub(crate) const IMAGE: &str = "tiny";
+/// The image of the tests that need a whole distribution.
+pub(crate) const DEBIAN: &str = "debian";
 
 /// When a test is run.
 #[derive(Clone, Copy, Debug)]
@@ -202,6 +204,16 @@ fn find(directory: &Path, name: &str) -> Result<Option<PathBuf>> {
         }
     }
     Ok(None)
+}
+
+/// Imports the lab's Debian, whose kernel is signed.
+pub(crate) fn import_debian(server: &Server<'_>) -> Result<Golden> {
+    let source = lab::debian()?;
+    server.cli(&["image", "import", DEBIAN, &source.to_string_lossy()])?;
+    let file =
+        find(&server.data().join("images"), "disk.raw")?.context("the import left no disk.raw")?;
+    let sha256 = lab::sha256(&file)?;
+    Ok(Golden { file, sha256 })
 }
 
 /// Tells the server of a machine.
