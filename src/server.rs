@@ -1,7 +1,7 @@
 //! Builds everything from [`Config`], runs it, drains it.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -17,7 +17,7 @@ use crate::services::dhcp::Addressing;
 use crate::services::iscsi::plain::{KeptTargets, PlainTargets};
 use crate::services::iscsi::{MachineDisks, Room, SiteTargets};
 use crate::services::tftp::LoaderFiles;
-use crate::services::{Addresses, Loaders, Site, http};
+use crate::services::{Addresses, Loaders, Site, Systems, http};
 use crate::timeline::Timeline;
 
 mod encrypted;
@@ -92,6 +92,7 @@ impl Running {
             reserve_bytes: config.overlays.reserve,
         };
         let disks = Arc::new(MachineDisks::new(Arc::clone(&site)).with_room(room));
+        let _ = site.disks.set(Arc::downgrade(&disks));
         let portal = SocketAddr::from((served.address, config.iscsi.port));
         let plain = Arc::new(PlainTargets::default());
         let kept = KeptTargets::restore(
@@ -295,6 +296,8 @@ fn site(
         timeline: Arc::clone(timeline),
         loaders: Loaders::new(config.loaders.directory.as_deref()),
         dhcp_mode: config.dhcp.mode,
+        disks: OnceLock::new(),
+        systems: Systems::default(),
         addresses,
         ports: Ports {
             http: config.http.port,

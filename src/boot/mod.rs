@@ -5,6 +5,7 @@
 //! no socket, no clock, no store.
 
 pub(crate) mod firmware;
+pub(crate) mod grub;
 pub(crate) mod plan;
 pub(crate) mod script;
 

@@ -66,7 +66,7 @@ pub(super) struct Add {
     /// Fixed address
     #[arg(long)]
     address: Option<Ipv4Addr>,
-    /// Loader file in place of the one its firmware would get
+    /// Loader file in place of the one its firmware would get; "secure": the signed chain
     #[arg(long, value_name = "FILE")]
     loader: Option<String>,
     /// SMBIOS UUID
@@ -103,7 +103,7 @@ pub(super) struct Set {
     /// Fixed address, or none
     #[arg(long)]
     address: Option<Or<Ipv4Addr>>,
-    /// Loader file in place of the one its firmware would get, or none
+    /// Loader file in place of the one its firmware would get; "secure": the signed chain, or none
     #[arg(long, value_name = "FILE")]
     loader: Option<Or<String>>,
     /// SMBIOS UUID, or none

@@ -104,9 +104,9 @@ impl Policy for Addressing {
         let chosen = machine
             .as_ref()
             .and_then(|machine| machine.loader.as_deref());
-        let signed = match (chosen, client.firmware) {
-            (Some(SECURE), Firmware::UefiPxe(_) | Firmware::UefiHttp(_)) => {
-                match site.signed_chain(client.firmware) {
+        let signed = match (&machine, chosen, client.firmware) {
+            (Some(machine), Some(SECURE), Firmware::UefiPxe(_) | Firmware::UefiHttp(_)) => {
+                match site.signed_chain(machine, client.firmware) {
                     Ok(shim) => Some(shim),
                     Err(words) => {
                         site.timeline.record(client.mac, Stage::Problem, words);

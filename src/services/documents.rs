@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use ::dhcp::Mac;
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use super::Site;
 use crate::timeline::Stage;
 
 mod autoexec;
+mod grub;
 
 /// Longest name of a document; the file systems' own limit for one part.
 const NAME_BYTES_MAX: usize = 255;
@@ -43,10 +45,12 @@ impl Asker {
 }
 
 /// What is sent.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Document {
     /// Bytes made for this request.
     Bytes(Bytes),
+    /// A file inside the disk of the machine that asks.
+    Readable(Arc<dyn tftp::Readable>),
 }
 
 impl From<String> for Document {
@@ -62,14 +66,30 @@ pub(crate) fn find(site: &Site, asker: &Asker, name: &str) -> Option<Document> {
     if site.loaders.has_own(&name) {
         return None;
     }
-    autoexec::find(site, asker, &name)
+    autoexec::find(site, asker, &name).or_else(|| grub::find(site, asker, &name))
 }
 
 /// What a sent document means for its machine's boot; `None` where the name is
 /// not a document's.
 pub(crate) fn stage_of(name: &str) -> Option<Stage> {
     let name = plain(name)?;
-    autoexec::is_one(&name).then_some(Stage::ScriptSent)
+    match autoexec::is_one(&name) {
+        true => Some(Stage::ScriptSent),
+        false => grub::stage_of(&name),
+    }
+}
+
+/// Whether a file of this name is only tried for: loaders go on without it, and
+/// nobody misses it.
+pub(crate) fn is_tried_only(name: &str) -> bool {
+    let last = last_part(name).unwrap_or_default();
+    let has = |start: &str, end: &str| last.starts_with(start) && last.ends_with(end);
+    // A shim's further certificates and revocations; a GRUB's lists of modules
+    // and, where it has none for HTTP, that module.
+    has("revocations", ".efi")
+        || has("shim_certificate", ".efi")
+        || has("", ".lst")
+        || has("", ".mod")
 }
 
 /// A name as documents have it: no slash in front, none twice. Firmware and
@@ -96,6 +116,26 @@ mod tests {
     fn a_name_is_the_same_with_slashes_in_front_or_twice() {
         assert_eq!(plain("//autoexec.ipxe").as_deref(), Some("autoexec.ipxe"));
         assert_eq!(plain("/a//b").as_deref(), Some("a/b"));
+    }
+
+    #[test]
+    fn what_a_loader_only_tries_for_is_told_from_what_it_needs() {
+        for name in [
+            "secure/debian/revocations_sku.efi",
+            "secure/debian/shim_certificate_0.efi",
+            "grub/x86_64-efi/command.lst",
+            "grub/x86_64-efi/http.mod",
+        ] {
+            assert!(is_tried_only(name), "{name}");
+        }
+        for name in [
+            "secure/debian/grubx64.efi",
+            "snponly.efi",
+            "grub/grub.cfg",
+            "",
+        ] {
+            assert!(!is_tried_only(name), "{name}");
+        }
     }
 
     #[test]

@@ -61,8 +61,8 @@ async fn loader(
     Path(name): Path<String>,
     request: Request,
 ) -> Response<Body> {
-    let (asker, method) = (asker_of(&site, &request), request.method().clone());
-    if let Some(sent) = document_of(&site, asker, &method, &name).await {
+    let found = find_document(&site, asker_of(&site, &request), &name).await;
+    if let Some(sent) = send_document(&site, found, &request, &name) {
         return sent;
     }
     let sent = send(site.loaders.open(&name), &request, &name);
@@ -73,27 +73,40 @@ async fn loader(
 /// What is asked for at the root: loaders look for their files there too.
 async fn document(State(site): State<Arc<Site>>, request: Request) -> Response<Body> {
     let name = request.uri().path().trim_start_matches('/').to_owned();
-    let (asker, method) = (asker_of(&site, &request), request.method().clone());
-    if let Some(sent) = document_of(&site, asker, &method, &name).await {
+    let found = find_document(&site, asker_of(&site, &request), &name).await;
+    if let Some(sent) = send_document(&site, found, &request, &name) {
         return sent;
     }
     text_response(StatusCode::NOT_FOUND, "there is no such file here\n".into())
 }
 
-/// A document made for whoever asks.
-async fn document_of(
-    site: &Arc<Site>,
-    asker: Option<DocumentAsker>,
-    method: &Method,
+/// A document made for whoever asks, made where one may wait; its maker may
+/// break.
+type Found = Result<Option<Document>, tokio::task::JoinError>;
+
+async fn find_document(site: &Arc<Site>, asker: Option<DocumentAsker>, name: &str) -> Found {
+    let Some(asker) = asker else {
+        return Ok(None);
+    };
+    let (site, name) = (Arc::clone(site), name.to_owned());
+    tokio::task::spawn_blocking(move || documents::find(&site, &asker, &name)).await
+}
+
+fn send_document(
+    site: &Site,
+    found: Found,
+    request: &Request,
     name: &str,
 ) -> Option<Response<Body>> {
-    let asker = asker?;
-    let found = {
-        let (site, name) = (Arc::clone(site), name.to_owned());
-        tokio::task::spawn_blocking(move || documents::find(&site, &asker, &name)).await
-    };
     let sent = match found {
-        Ok(Some(Document::Bytes(bytes))) => ranges::made(method, bytes, name),
+        Ok(Some(Document::Bytes(bytes))) => ranges::made(request.method(), bytes, name),
+        Ok(Some(Document::Readable(file))) => {
+            // Out of a disk that is another tomorrow: no two answers are taken
+            // for one version.
+            let tag = format!("{:016x}", getrandom::u64().unwrap_or_default());
+            let source = ranges::Source::readable(file, &tag);
+            ranges::respond(&ranges::Question::of(request), source, name)
+        }
         Ok(None) => return None,
         Err(error) => {
             tracing::error!(name, %error, "making a document");
@@ -104,8 +117,8 @@ async fn document_of(
         }
     };
     let stage = documents::stage_of(name).unwrap_or(Stage::FileSent);
-    if let Some(mac) = asker.mac
-        && method == Method::GET
+    if let Some(mac) = mac_of(site, request)
+        && request.method() == Method::GET
         && sent.status() == StatusCode::OK
     {
         let words = format!("{name} over HTTP");
@@ -153,7 +166,7 @@ fn note(site: &Site, request: &Request, sent: &Response<Body>, stage: Stage, nam
             site.timeline
                 .record(mac, stage, format!("{name} over HTTP"));
         }
-        StatusCode::NOT_FOUND => {
+        StatusCode::NOT_FOUND if !documents::is_tried_only(name) => {
             site.timeline.record(
                 mac,
                 Stage::Refused,

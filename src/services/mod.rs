@@ -19,7 +19,7 @@ pub(crate) mod tls;
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use crate::boot::script::{Doors, Ports};
@@ -29,6 +29,7 @@ use crate::timeline::Timeline;
 
 pub(crate) use addresses::Addresses;
 pub(crate) use loaders::Loaders;
+pub(crate) use secure::Systems;
 
 /// What every door knows of this site.
 pub(crate) struct Site {
@@ -44,6 +45,10 @@ pub(crate) struct Site {
     pub(crate) addresses: Addresses,
     /// The ports machines reach us by.
     pub(crate) ports: Ports,
+    /// Who opens machines' disks, once it is there.
+    pub(crate) disks: OnceLock<Weak<iscsi::MachineDisks>>,
+    /// Which distributions machines' disks hold.
+    pub(crate) systems: Systems,
     /// IQN up to the colon before a machine's name.
     pub(crate) target_prefix: String,
     /// Files of the user's, served below `/files/`.

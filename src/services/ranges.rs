@@ -59,7 +59,6 @@ impl Source {
 
     /// Anything else that can be read, of the version that `tag` names: two
     /// contents that differ have two tags, of letters, digits and `-`.
-    #[allow(dead_code)] // documents read out of a machine's disk
     pub(crate) fn readable(readable: Arc<dyn Readable>, tag: &str) -> Source {
         Source {
             size_bytes: readable.size_bytes(),

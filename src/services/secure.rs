@@ -1,18 +1,76 @@
-//! The signed chain of a machine.
+//! The signed chain of a machine, and the Linux in its disk that the chain is
+//! chosen by.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, Weak};
 
 use ::dhcp::Firmware;
+use contents::{Distribution, LinuxBoot};
+use uuid::Uuid;
 
 use super::Site;
 use super::chains::Way;
+use crate::boot::{BootPlan, plan};
+use crate::inventory::Machine;
+
+/// Machines whose distribution is kept in mind; of further ones the disk is
+/// looked at each time.
+const SYSTEMS_MAX: usize = 4096;
+
+/// Which distribution each machine's disk was seen to hold, and what it booted
+/// then: an offer must not wait for a disk each time.
+#[derive(Default)]
+pub(crate) struct Systems(Mutex<HashMap<Uuid, (BootPlan, Distribution)>>);
+
+impl Systems {
+    fn of(&self, machine: &Machine) -> Option<Distribution> {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (booted, distribution) = seen.get(&machine.id)?;
+        (*booted == plan(machine)).then(|| distribution.clone())
+    }
+
+    fn learn(&self, machine: &Machine, distribution: &Distribution) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < SYSTEMS_MAX || seen.contains_key(&machine.id) {
+            seen.insert(machine.id, (plan(machine), distribution.clone()));
+        }
+    }
+}
 
 impl Site {
     /// The served name of the shim that a machine's firmware, with Secure Boot
     /// switched on, accepts; else a sentence that says why there is none.
-    pub(crate) fn signed_chain(&self, firmware: Firmware) -> Result<String, String> {
+    ///
+    /// Of a machine whose disk cannot be read any chain will do: its GRUB says
+    /// on the screen what is wrong.
+    pub(crate) fn signed_chain(
+        &self,
+        machine: &Machine,
+        firmware: Firmware,
+    ) -> Result<String, String> {
         let way = Way::of(firmware, self.dhcp_mode)
             .ok_or_else(|| format!("no signed chain is made for {firmware}"))?;
-        let chain = self.loaders.chains().choose(None, way)?;
+        let distribution = match self.systems.of(machine) {
+            Some(distribution) => Some(distribution),
+            None => self.linux_of(machine).ok().map(|linux| linux.distribution),
+        };
+        let inside = distribution
+            .as_ref()
+            .filter(|distribution| !distribution.id.is_empty())
+            .map(|distribution| (distribution.id.as_str(), &distribution.like[..]));
+        let chain = self.loaders.chains().choose(inside, way)?;
         Ok(chain.shim)
+    }
+
+    /// The Linux that the next boot of a machine finds in its disk; else a
+    /// sentence for its screen. Reads the disk.
+    pub(crate) fn linux_of(&self, machine: &Machine) -> Result<LinuxBoot, String> {
+        let disks = self.disks.get().and_then(Weak::upgrade);
+        let disks = disks.ok_or("this server is only starting, or ending")?;
+        let disk = disks.view(machine).map_err(|error| format!("{error:#}"))?;
+        let linux = contents::linux_boot(&disk).map_err(|error| error.to_string())?;
+        self.systems.learn(machine, &linux.distribution);
+        Ok(linux)
     }
 }
 

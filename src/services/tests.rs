@@ -2,7 +2,7 @@
 //! every door.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ::dhcp::Mac;
@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 
 use super::iscsi::MachineDisks;
-use super::{Addresses, Loaders, Site, http};
+use super::{Addresses, Loaders, Site, Systems, http};
 use crate::boot::script::{Https, Ports};
 use crate::config::DhcpMode;
 use crate::inventory::{
@@ -82,6 +82,8 @@ impl Lab {
             inventory,
             loaders: Loaders::new(Some(&files)),
             dhcp_mode: DhcpMode::Full,
+            disks: OnceLock::new(),
+            systems: Systems::default(),
             addresses: Addresses::default(),
             ports: Ports {
                 http: 80,
@@ -95,7 +97,9 @@ impl Lab {
             serves_images: false,
             retry: Duration::from_secs(5),
         });
-        self.disks = Some(Arc::new(MachineDisks::new(Arc::clone(&site))));
+        let disks = Arc::new(MachineDisks::new(Arc::clone(&site)));
+        let _ = site.disks.set(Arc::downgrade(&disks));
+        self.disks = Some(disks);
         self.site = Some(site);
     }
 
@@ -138,9 +142,14 @@ impl Lab {
         let source = self.directory.path().join("source.raw");
         let bytes = usize::try_from(IMAGE_BYTES).unwrap();
         std::fs::write(&source, vec![fill; bytes]).unwrap();
+        self.image_of(name, &source)
+    }
+
+    /// The next version of an image, made of a file.
+    pub(crate) fn image_of(&self, name: &str, source: &std::path::Path) -> Arc<Image> {
         let request = ImportRequest {
             name: Name::parse(name).unwrap(),
-            origin: Origin::File(source),
+            origin: Origin::File(source.to_owned()),
             comment: String::new(),
         };
         let id = self.inventory().start_import(request).unwrap().id;

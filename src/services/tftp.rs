@@ -16,6 +16,7 @@ impl Files for LoaderFiles {
         let asker = Asker::at(&self.0, (*request.client.ip()).into(), *request.local.ip());
         match documents::find(&self.0, &asker, &request.name) {
             Some(Document::Bytes(bytes)) => return Ok(Content::Bytes(bytes)),
+            Some(Document::Readable(file)) => return Ok(Content::Readable(file)),
             None => {}
         }
         let file = self.0.loaders.open(&request.name).map_err(|error| {
@@ -40,6 +41,7 @@ impl Files for LoaderFiles {
                 format!("{name}, {bytes} bytes over TFTP"),
             ),
             Outcome::Probed => return,
+            Outcome::Refused(ErrorCode::NotFound) if documents::is_tried_only(name) => return,
             Outcome::Refused(ErrorCode::NotFound) => (
                 Stage::Refused,
                 format!("{name}: there is no such file for TFTP"),

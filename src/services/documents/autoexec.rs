@@ -42,7 +42,9 @@ mod tests {
 
     fn made(lab: &Lab, name: &str) -> Option<String> {
         let asker = Asker::at(lab.site(), PC.into(), SERVER);
-        let Document::Bytes(bytes) = super::super::find(lab.site(), &asker, name)?;
+        let Document::Bytes(bytes) = super::super::find(lab.site(), &asker, name)? else {
+            panic!("{name} is no text");
+        };
         Some(String::from_utf8(bytes.to_vec()).unwrap())
     }
 
