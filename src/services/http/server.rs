@@ -18,6 +18,7 @@ use super::crowd::{self, Crowd, Guest};
 use super::socket::{Pieces, Socket};
 use super::{Peer, Reached, router};
 use crate::services::Site;
+use crate::timeline::Stage;
 
 /// How long a client may take to send its request headers, and to begin with
 /// the next ones.
@@ -71,11 +72,12 @@ impl Server {
             }
         }
         let (stop, stopped) = watch::channel(false);
-        let (router, crowd) = (router(site), Crowd::new());
+        let (router, crowd) = (router(Arc::clone(&site)), Crowd::new());
         let mut accepting = vec![tokio::spawn(look_after(crowd.clone(), stopped.clone()))];
         accepting.extend(listeners.into_iter().map(|(listener, acceptor)| {
             let door = Door {
                 router: router.clone(),
+                site: Arc::clone(&site),
                 acceptor,
             };
             tokio::spawn(accept(listener, door, crowd.clone(), stopped.clone()))
@@ -114,6 +116,7 @@ impl Server {
 #[derive(Clone)]
 struct Door {
     router: Router,
+    site: Arc<Site>,
     /// None: they are plain.
     acceptor: Option<TlsAcceptor>,
 }
@@ -222,7 +225,11 @@ async fn answer(
     stream: TcpStream,
     guest: &Guest,
     (peer, reached): (SocketAddr, Reached),
-    Door { router, acceptor }: Door,
+    Door {
+        router,
+        site,
+        acceptor,
+    }: Door,
     stopped: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let pieces = Pieces::default();
@@ -240,7 +247,9 @@ async fn answer(
         }
         Some(acceptor) => {
             let shaken = tokio::time::timeout(HEADER_TIMEOUT, acceptor.accept(socket)).await;
-            let stream = shaken.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            let stream = shaken
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+                .inspect_err(|error| tell_why(&site, peer, error))?;
             let asked = Asked {
                 peer,
                 reached,
@@ -250,6 +259,24 @@ async fn answer(
         }
     }
     Ok(())
+}
+
+/// Firmware says nothing of a handshake that failed: the timeline does.
+fn tell_why(site: &Site, Peer(peer): Peer, error: &io::Error) {
+    let reason = error.get_ref().and_then(|error| error.downcast_ref());
+    let words = match reason {
+        Some(rustls::Error::PeerIncompatible(_)) => {
+            "HTTPS: its TLS and ours have nothing in common (it knows no elliptic curves, or TLS 1.1 at most): \
+             take \"firmware\" out of http.tls_for"
+        }
+        Some(rustls::Error::AlertReceived(_)) => {
+            "HTTPS: it does not trust our certificate: enrol the authority there (diskless ca show)"
+        }
+        _ => return,
+    };
+    if let Some(mac) = site.addresses.mac_of(peer.ip()) {
+        site.timeline.record(mac, Stage::Problem, words.to_owned());
+    }
 }
 
 /// What the handlers are told of a connection.

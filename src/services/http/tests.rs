@@ -426,7 +426,7 @@ async fn two_thousand_connections_are_served_at_once() {
 
 /// Curl judges: it knows the authority and nothing else.
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_enrolled_our_authority_reads_files_over_https() {
+async fn who_has_enrolled_our_authority_reads_files_over_https_and_who_cannot_is_told_of() {
     let is_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     if std::process::Command::new("curl")
         .arg("--version")
@@ -437,7 +437,8 @@ async fn who_has_enrolled_our_authority_reads_files_over_https() {
         eprintln!("not judged: curl is missing");
         return;
     }
-    let (lab, _) = lab();
+    let (lab, pc) = lab();
+    lab.site().addresses.learn(Ipv4Addr::LOCALHOST, pc.mac);
     let bytes: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
     std::fs::write(lab.files().join("big.iso"), &bytes).unwrap();
     let authority = Authority::open(lab.files()).unwrap();
@@ -468,6 +469,18 @@ async fn who_has_enrolled_our_authority_reads_files_over_https() {
     .concat();
     assert!(curl(&part).await.stdout == bytes[1_000_000..1_300_000]);
     assert!(!curl(&[]).await.status.success(), "a stranger's authority");
+    // As firmware without elliptic curves: none of ours.
+    let without = [&cacert[..], &["--tls-max", "1.2", "--curves", "secp521r1"]].concat();
+    assert!(!curl(&without).await.status.success());
+    let told = lab.told(&pc, Stage::Problem);
+    assert!(
+        told.iter().any(|words| words.contains("does not trust")),
+        "{told:?}"
+    );
+    assert!(
+        told.iter().any(|words| words.contains("http.tls_for")),
+        "{told:?}"
+    );
     server.stop().await;
 }
 
