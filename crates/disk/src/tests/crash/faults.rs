@@ -129,7 +129,9 @@ impl<S: Subject> Case<S> {
             site.try_lose_power(moment, &mut || dice.below(16) < kept_in_16)
                 .map_err(&about)?;
         }
-        match site.recorder.has_failed_sync() {
+        // What dies with its host has nothing to keep.
+        let goes_on = site.recorder.has_failed_sync() && !site.subject.is_volatile();
+        match goes_on {
             true => self.go_on(&mut dice).map_err(about)?,
             false => self.lose_all(&mut dice).map_err(about)?,
         }
