@@ -112,6 +112,7 @@ fn is_test(name: &str) -> bool {
         || name.ends_with("tests.rs")
         || name.contains("/examples/")
         || name.ends_with("contract.rs")
+        || name.ends_with("/fuzzing.rs")
 }
 
 #[test]
