@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::chains::Chains;
 
+mod below;
+
+use below::open_exactly;
+pub(crate) use below::{directory_below, open_below};
+
 /// Directories that Debian, Ubuntu, Fedora, SUSE and Arch install iPXE into.
 const SYSTEM_DIRECTORIES: [&str; 4] = [
     "/usr/lib/ipxe",
@@ -42,9 +47,12 @@ impl Loaders {
             .is_some_and(|own| open_below(std::slice::from_ref(own), name).is_ok())
     }
 
-    /// Whether a loader of this name is there.
+    /// Whether a loader of exactly this name is there. Asked for every DHCP
+    /// packet.
     pub(crate) fn is_installed(&self, name: &str) -> bool {
-        self.open(name).is_ok()
+        open_exactly(&self.directories, name)
+            .or_else(|_| self.chains.open(name))
+            .is_ok()
     }
 
     /// Opens a loader by its relative name; `NotFound` for anything that is
@@ -59,42 +67,6 @@ impl Loaders {
     }
 }
 
-/// Opens the regular file `name` below the first of `directories` that has
-/// it. A name with `..`, a backslash, NUL or an empty part is not found;
-/// links that the administrator put there are followed.
-pub(crate) fn open_below(directories: &[PathBuf], name: &str) -> io::Result<File> {
-    if !is_plain(name) {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    for directory in directories {
-        let path = directory.join(name);
-        // Looked at before it is opened: opening a FIFO would wait.
-        if std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
-            return File::open(path);
-        }
-    }
-    Err(io::ErrorKind::NotFound.into())
-}
-
-/// The directory `name` below `root`, which is `root` itself where the name is
-/// empty; else as [`open_below`].
-pub(crate) fn directory_below(root: &Path, name: &str) -> io::Result<PathBuf> {
-    let path = match name {
-        "" => root.to_owned(),
-        name if is_plain(name) => root.join(name),
-        _ => return Err(io::ErrorKind::NotFound.into()),
-    };
-    let is_directory = std::fs::metadata(&path).is_ok_and(|metadata| metadata.is_dir());
-    let found = is_directory.then_some(path);
-    found.ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// Whether a name stays below the directory it is looked for in.
-fn is_plain(name: &str) -> bool {
-    name.split('/')
-        .all(|part| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0']))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,32 +78,5 @@ mod tests {
         let loaders = Loaders::new(Some(own.path()));
         let text = io::read_to_string(loaders.open("undionly.kpxe").unwrap()).unwrap();
         assert_eq!(text, "mine");
-    }
-
-    #[test]
-    fn a_name_cannot_leave_its_directory() {
-        let own = tempfile::tempdir().unwrap();
-        let inner = own.path().join("inner");
-        std::fs::create_dir(&inner).unwrap();
-        std::fs::write(own.path().join("secret"), b"x").unwrap();
-        for name in [
-            "../secret",
-            "/secret",
-            "a/../../secret",
-            "",
-            ".",
-            "..\\secret",
-            "x\0",
-        ] {
-            let error = open_below(std::slice::from_ref(&inner), name).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{name:?}");
-        }
-    }
-
-    #[test]
-    fn a_directory_is_not_a_file() {
-        let own = tempfile::tempdir().unwrap();
-        std::fs::create_dir(own.path().join("d")).unwrap();
-        assert!(open_below(&[own.path().to_owned()], "d").is_err());
     }
 }
