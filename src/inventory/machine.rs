@@ -176,13 +176,13 @@ impl Inventory {
 
     /// The machine of a MAC.
     pub(crate) fn machine_by_mac(&self, mac: Mac) -> Result<Option<Machine>> {
-        let machine = self.store.read(|facts| facts.machine_by_mac(mac))?;
+        let machine = self.store.machine_by_mac(mac)?;
         Ok(machine.map(|m| self.with_seen(m)))
     }
 
     /// The machine this address is promised to.
     pub(crate) fn machine_by_address(&self, address: Ipv4Addr) -> Result<Option<Machine>> {
-        let machine = self.store.read(|facts| facts.machine_by_address(address))?;
+        let machine = self.store.machine_by_address(address)?;
         Ok(machine.map(|m| self.with_seen(m)))
     }
 

@@ -7,6 +7,7 @@
 //! process (`NORMAL`: no `fsync`, the page cache holds it), see [`Survives`].
 //! What a peer can cause at will is promised no more than the latter.
 
+use std::cell::Cell;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -17,6 +18,7 @@ use jiff::Timestamp;
 use rusqlite::types::Type;
 use rusqlite::{Connection, Row};
 
+use self::remembered::Remembered;
 use self::schema::MIGRATIONS;
 use super::machine::mode_of_word;
 use super::{Error, Name, OverlayMode, Result, held};
@@ -30,6 +32,7 @@ mod generations;
 mod leases;
 mod machines;
 mod overlays;
+mod remembered;
 mod schema;
 mod targets;
 
@@ -49,6 +52,7 @@ pub(crate) enum Survives {
 pub(crate) struct Store {
     writer: Mutex<Writer>,
     reader: Mutex<Connection>,
+    remembered: Mutex<Remembered>,
 }
 
 struct Writer {
@@ -114,6 +118,7 @@ impl Store {
                 survives: Survives::Power,
             }),
             reader: Mutex::new(reader),
+            remembered: Mutex::default(),
         })
     }
 
@@ -122,6 +127,7 @@ impl Store {
         let reader = held(&self.reader);
         read(&Facts {
             connection: &reader,
+            machines_changed: Cell::new(false),
         })
     }
 
@@ -143,10 +149,17 @@ impl Store {
             writer.survives = survives;
         }
         let transaction = writer.connection.transaction()?;
-        let answer = change(&Facts {
+        let facts = Facts {
             connection: &transaction,
-        })?;
-        transaction.commit()?;
+            machines_changed: Cell::new(false),
+        };
+        let answer = change(&facts)?;
+        let machines_changed = facts.machines_changed.get();
+        let committed = transaction.commit();
+        if machines_changed {
+            held(&self.remembered).forget();
+        }
+        committed?;
         Ok(answer)
     }
 }
@@ -154,6 +167,8 @@ impl Store {
 /// The facts, inside one transaction.
 pub(crate) struct Facts<'a> {
     connection: &'a Connection,
+    /// A machine was put down, or removed.
+    machines_changed: Cell<bool>,
 }
 
 impl From<rusqlite::Error> for Error {

@@ -74,6 +74,7 @@ impl Facts<'_> {
 
     /// Puts a machine down, in place of the one of the same id.
     pub(in crate::inventory) fn put_machine(&self, machine: &Machine) -> Result<()> {
+        self.machines_changed.set(true);
         let (image, mode, disk) = match &machine.assignment {
             Some(Assignment::Image { image, mode }) => (Some(image), Some(*mode), None),
             Some(Assignment::Disk(disk)) => (None, None, Some(disk.into_bytes())),
@@ -109,6 +110,7 @@ impl Facts<'_> {
 
     /// Puts down when a machine was last heard of.
     pub(in crate::inventory) fn put_seen(&self, machine: Uuid, at: Timestamp) -> Result<()> {
+        self.machines_changed.set(true);
         self.connection
             .prepare_cached("UPDATE machines SET last_seen = ?2 WHERE id = ?1")?
             .execute(params![machine.into_bytes(), at.as_microsecond()])?;
@@ -117,6 +119,7 @@ impl Facts<'_> {
 
     /// Forgets a machine, its generations and its overlays.
     pub(in crate::inventory) fn remove_machine(&self, id: Uuid) -> Result<()> {
+        self.machines_changed.set(true);
         self.connection
             .prepare_cached("DELETE FROM machines WHERE id = ?1")?
             .execute([id.into_bytes()])?;
