@@ -37,6 +37,11 @@ pub use export::export;
 /// Longest chain of backing files.
 const CHAIN_MAX: usize = 64;
 
+/// First-level tables of a whole chain, which lie in memory: eight of the
+/// longest; those of a chain over 2 TiB in clusters of 64 KiB have 2 MiB. In
+/// tests little, so that it is used up.
+const CHAIN_L1_MAX_BYTES: u64 = if cfg!(test) { 1 << 20 } else { 256 << 20 };
+
 /// Entries of a second-level table that are read at a time.
 const SLICE_ENTRIES: u64 = SLICE_BYTES as u64 / 8;
 const SLICE_BYTES: usize = 4096;
@@ -97,15 +102,18 @@ impl Fault {
 
 /// Opens the qcow2 file at `path` and the chain below it, read-only.
 pub(crate) fn open(path: &Path, opening: &Opening) -> Result<Qcow2, OpenError> {
-    open_above(path, opening, &mut Vec::new())
+    open_above(path, opening, &mut Above::default())
+}
+
+/// The files that led to another.
+#[derive(Default)]
+struct Above {
+    paths: Vec<PathBuf>,
+    l1_bytes: u64,
 }
 
 /// The same; `above` are the files that led to this one.
-fn open_above(
-    path: &Path,
-    opening: &Opening,
-    above: &mut Vec<PathBuf>,
-) -> Result<Qcow2, OpenError> {
+fn open_above(path: &Path, opening: &Opening, above: &mut Above) -> Result<Qcow2, OpenError> {
     if opening.access == Access::ReadWrite {
         return Err(foreign(
             path,
@@ -154,6 +162,14 @@ fn open_above(
         );
         return Err(malformed(Fault::new("l1_table_offset", 40, reason)));
     }
+    above.l1_bytes += l1_bytes;
+    if above.l1_bytes > CHAIN_L1_MAX_BYTES {
+        let reason = format!(
+            "with the files above it the tables have {} bytes, and {CHAIN_L1_MAX_BYTES} are read",
+            above.l1_bytes
+        );
+        return Err(malformed(Fault::new("l1_size", 36, reason)));
+    }
     let mut table = vec![0; usize::try_from(l1_bytes).unwrap_or(0)];
     file.read_exact_at(&mut table, header.l1_offset)
         .map_err(opened)?;
@@ -181,7 +197,7 @@ impl Qcow2 {
         &mut self,
         backing: &Backing,
         opening: &Opening,
-        above: &mut Vec<PathBuf>,
+        above: &mut Above,
     ) -> Result<(), OpenError> {
         let refused = |why: String| OpenError::Foreign {
             advice: format!(
@@ -196,11 +212,11 @@ impl Qcow2 {
             .path
             .canonicalize()
             .unwrap_or_else(|_| self.path.clone());
-        above.push(real);
-        if above.contains(&path) {
+        above.paths.push(real);
+        if above.paths.contains(&path) {
             return Err(refused("which leads back to it".to_owned()));
         }
-        if above.len() > CHAIN_MAX {
+        if above.paths.len() > CHAIN_MAX {
             return Err(refused(format!("the {CHAIN_MAX}th of its chain: too many")));
         }
         let format = match backing.format.as_deref() {

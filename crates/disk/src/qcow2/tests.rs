@@ -325,6 +325,28 @@ fn a_chain_that_leads_back_to_itself_is_refused() {
 }
 
 #[test]
+fn a_chain_with_more_tables_than_memory_is_for_is_refused() {
+    if !qemu_is_here() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let create = "create -q -f qcow2 -o cluster_size=512";
+    qemu_img(dir.path(), &format!("{create} 0.qcow2 1G"));
+    for nth in 1..5 {
+        let below = nth - 1;
+        let backing = format!("-b {below}.qcow2 -F qcow2");
+        qemu_img(dir.path(), &format!("{create} {backing} {nth}.qcow2"));
+    }
+    let options = Opening::new(Access::ReadOnly);
+    assert!(open(&dir.path().join("3.qcow2"), &options).is_ok());
+    let refused = refusal(&dir.path().join("4.qcow2"));
+    assert!(
+        refused.contains("l1_size") && refused.contains("0.qcow2"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn what_is_not_read_here_is_refused_with_the_command_that_converts_it() {
     if !qemu_is_here() {
         return;
