@@ -7,7 +7,7 @@
 //! then; two places take turns, so that there is a whole entry at any moment: a
 //! log GUID without one is a damaged file to some readers. The rest of the log belongs to [`volatile`](super::volatile).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
@@ -20,6 +20,10 @@ pub(super) const SECTOR_BYTES: u64 = SECTOR as u64;
 
 /// Length of each of the two places our entries lie in, from the log's start.
 pub(super) const PLACE_BYTES: u64 = 384 << 10;
+
+/// Updates that are replayed: twice what the longest log has room for when all
+/// of them are data. A disk that is only read looks through them at each read.
+const PATCHES_MAX: usize = 1 << 15;
 
 /// Updates that fit into one of our entries.
 pub(super) const UPDATES_MAX: usize = (PLACE_BYTES / SECTOR_BYTES) as usize - 1;
@@ -66,34 +70,61 @@ pub(super) fn read(source: &Source, header: &Header) -> Result<Replay, OpenError
     let entries: BTreeMap<usize, Entry> = (0..count)
         .filter_map(|at| Some((at, parse(&ring, at, header.log)?)))
         .collect();
+    let runs = Runs::of(&entries, count);
     let mut heads: Vec<(u64, usize)> = entries.iter().map(|(at, e)| (e.sequence, *at)).collect();
     heads.sort_unstable();
     for (_, head) in heads.into_iter().rev() {
-        if let Some(sequence) = sequence(&entries, head, count) {
-            return replay(source, header, &entries, &sequence);
+        if let Some(sequence) = runs.between(entries[&head].tail, head) {
+            return replay(source, header, &entries, sequence);
         }
     }
     tracing::info!(path = %source.path.display(), "the log holds no whole entry");
     Ok(Replay::default())
 }
 
-/// The entries from the tail that `head` names up to `head`, each right behind
-/// the one before.
-fn sequence(entries: &BTreeMap<usize, Entry>, head: usize, count: usize) -> Option<Vec<usize>> {
-    let last = entries.get(&head)?;
-    let mut at = last.tail;
-    let mut found = vec![at];
-    let mut entry = entries.get(&at)?;
-    while at != head {
-        at = (at + entry.sectors) % count;
-        let next = entries.get(&at)?;
-        if next.sequence != entry.sequence.checked_add(1)? {
+/// Entries that lie right behind each other, each with the sequence number
+/// after the one before. Entries have no sector in common, so each is in one
+/// run, and all of them are found in one pass.
+struct Runs {
+    runs: Vec<Vec<usize>>,
+    /// In which run an entry is, and where in it.
+    places: BTreeMap<usize, (usize, usize)>,
+}
+
+impl Runs {
+    fn of(entries: &BTreeMap<usize, Entry>, count: usize) -> Runs {
+        let next = |at: usize| {
+            let entry = entries.get(&at)?;
+            let behind = (at + entry.sectors) % count;
+            let next = entries.get(&behind)?;
+            (Some(next.sequence) == entry.sequence.checked_add(1)).then_some(behind)
+        };
+        let continued: BTreeSet<usize> = entries.keys().filter_map(|at| next(*at)).collect();
+        let mut runs = Runs {
+            runs: Vec::new(),
+            places: BTreeMap::new(),
+        };
+        for first in entries.keys().filter(|at| !continued.contains(at)) {
+            let run: Vec<usize> = std::iter::successors(Some(*first), |at| next(*at)).collect();
+            let nth = runs.runs.len();
+            let places = run
+                .iter()
+                .enumerate()
+                .map(|(place, at)| (*at, (nth, place)));
+            runs.places.extend(places);
+            runs.runs.push(run);
+        }
+        runs
+    }
+
+    /// The entries from `tail` to `head`, where those are one run.
+    fn between(&self, tail: usize, head: usize) -> Option<&[usize]> {
+        let ((run, first), (other, last)) = (self.places.get(&tail)?, self.places.get(&head)?);
+        if run != other {
             return None;
         }
-        entry = next;
-        found.push(at);
+        self.runs.get(*run)?.get(*first..=*last)
     }
-    Some(found)
 }
 
 fn replay(
@@ -106,6 +137,10 @@ fn replay(
     for at in sequence {
         let entry = &entries[at];
         let place = header.log_offset + *at as u64 * SECTOR_BYTES;
+        if replay.patches.len() + entry.patches.len() > PATCHES_MAX {
+            let reason = format!("more than {PATCHES_MAX} updates are to be made");
+            return Err(source.malformed("log entry descriptor count", place + 24, reason));
+        }
         if entry.flushed_bytes > source.length() {
             let reason = format!(
                 "{} bytes were flushed, the file has {}: it is cut off",

@@ -272,3 +272,71 @@ fn records_without_an_entry_of_the_log_are_nobodys() {
         disk.close().unwrap();
     }
 }
+
+/// A log of 64 MiB in which each entry says that it ends a sequence which the
+/// middle of the log breaks off: read in one pass, and not in one for each.
+#[test]
+fn the_newest_whole_sequence_of_a_long_log_is_found() {
+    const COUNT: u64 = 16 << 10;
+    let site = Site::new();
+    let mut bytes = specimen(&site);
+    let log = Uuid::from_bytes([3; 16]);
+    let at = bytes.len().next_multiple_of(1 << 20);
+    bytes.resize(at, 0);
+    let length = bytes.len() as u64 + COUNT * 4096;
+    for nth in 0..COUNT {
+        let sequence = if nth < COUNT / 2 { 1 + nth } else { 2 + nth };
+        let updates = match nth == COUNT / 2 - 1 {
+            true => [(4 * MIB, Box::new([9; 4096]))].into(),
+            false => log::Updates::new(),
+        };
+        // That one has a sector more, for its data.
+        if nth != COUNT / 2 {
+            bytes.extend(log::emit(log, sequence, 0, length, &updates));
+        }
+    }
+    let bytes = with_header(&bytes, 68, &(64_u32 << 20).to_le_bytes());
+    let bytes = with_header(&bytes, 72, &(at as u64).to_le_bytes());
+    let bytes = with_header(&bytes, 48, log.as_bytes());
+    std::fs::write(site.path("disk.vhdx"), &bytes).unwrap();
+    let disk = site.open("disk.vhdx", Access::ReadOnly);
+    let mut seen = [0; 512];
+    disk.read(0, &mut seen).unwrap();
+    assert!(seen == [9; 512], "it was not replayed");
+}
+
+#[test]
+fn a_log_of_updates_without_number_is_refused() {
+    let site = Site::new();
+    let bytes = specimen(&site);
+    let log = Uuid::from_bytes([3; 16]);
+    let descriptors = 40_000;
+    let mut entry = vec![0; (64 + 32 * descriptors as usize).next_multiple_of(4096)];
+    let length = u32::try_from(entry.len()).unwrap();
+    source::put(&mut entry, 0, b"loge");
+    source::put(&mut entry, 8, &length.to_le_bytes());
+    source::put(&mut entry, 16, &1_u64.to_le_bytes());
+    source::put(&mut entry, 24, &u32::to_le_bytes(descriptors));
+    source::put(&mut entry, 32, &log.to_bytes_le());
+    source::put(&mut entry, 56, &(bytes.len() as u64).to_le_bytes());
+    for nth in 0..descriptors as usize {
+        let at = 64 + 32 * nth;
+        source::put(&mut entry, at, b"zero");
+        source::put(&mut entry, at + 8, &4096_u64.to_le_bytes());
+        source::put(&mut entry, at + 16, &(4 * MIB).to_le_bytes());
+        source::put(&mut entry, at + 24, &1_u64.to_le_bytes());
+    }
+    let crc = source::checksum(&entry);
+    source::put(&mut entry, 4, &crc.to_le_bytes());
+    // At the end of the file, where there is room for it.
+    let at = bytes.len().next_multiple_of(1 << 20);
+    let mut bytes = bytes;
+    bytes.resize(at, 0);
+    bytes.extend(&entry);
+    bytes.resize(at + (2 << 20), 0);
+    let bytes = with_header(&bytes, 68, &(2_u32 << 20).to_le_bytes());
+    let bytes = with_header(&bytes, 72, &(at as u64).to_le_bytes());
+    let error = refusal(&site, &with_header(&bytes, 48, log.as_bytes()));
+    let said = error.to_string();
+    assert!(said.contains("log entry descriptor count"), "{said}");
+}
