@@ -148,9 +148,16 @@ fn own_directory(child: &Path) -> Result<PathBuf, OpenError> {
     Ok(directory(&path))
 }
 
+/// Tables of a whole chain, which lie in memory: those of a VHD of 2040 GiB
+/// above 31 others.
+const TABLES_MAX_BYTES: u64 = 128 << 20;
+
 /// The disks between the one that is asked for and the one that is opened.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Chain(Vec<PathBuf>);
+pub(crate) struct Chain {
+    paths: Vec<PathBuf>,
+    table_bytes: u64,
+}
 
 impl Chain {
     /// The chain with one disk more; refuses one that comes again, and more
@@ -161,14 +168,28 @@ impl Chain {
             let advice = format!("{} cannot be opened: {why}", path.display());
             Err(OpenError::Foreign { advice })
         };
-        if self.0.contains(&real) {
+        if self.paths.contains(&real) {
             return refused("it is its own ancestor".to_owned());
         }
-        if self.0.len() > MAX_DEPTH {
+        if self.paths.len() > MAX_DEPTH {
             return refused(format!("more than {MAX_DEPTH} parents lead to it"));
         }
         let mut chain = self.clone();
-        chain.0.push(real);
+        chain.paths.push(real);
+        Ok(chain)
+    }
+
+    /// The same chain with tables in memory; why not, where they are too many.
+    pub(crate) fn with_tables(&self, bytes: u64) -> Result<Chain, String> {
+        let table_bytes = self.table_bytes.saturating_add(bytes);
+        if table_bytes > TABLES_MAX_BYTES {
+            return Err(format!(
+                "with those of the disks above it {table_bytes} bytes of tables, and \
+                 {TABLES_MAX_BYTES} are read"
+            ));
+        }
+        let mut chain = self.clone();
+        chain.table_bytes = table_bytes;
         Ok(chain)
     }
 }
@@ -296,5 +317,13 @@ mod tests {
             (chain, depth) = (longer, depth + 1);
         }
         assert_eq!(depth, MAX_DEPTH);
+    }
+
+    #[test]
+    fn a_chain_with_more_tables_than_memory_is_for_is_refused() {
+        let full = Chain::default().with_tables(TABLES_MAX_BYTES).unwrap();
+        let longer = full.with(Path::new("/none/1")).unwrap();
+        assert!(longer.with_tables(4).is_err());
+        assert!(longer.with_tables(0).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Place;
 use super::Vhd;
 use super::differences::{Differences, SHADOW_HEAD_BYTES};
-use super::footer::{FOOTER_BYTES, Footer, SECTOR_BYTES};
+use super::footer::{FOOTER_BYTES, Footer, Kind, SECTOR_BYTES};
 use crate::DiskError;
 use crate::files::File;
 
@@ -20,7 +20,10 @@ use crate::files::File;
 pub(super) const ABSENT: u32 = u32::MAX;
 /// More entries than this are refused: 16 MiB of them, enough for the largest
 /// disk in blocks of 512 KiB.
-pub(super) const MAX_ENTRIES: u64 = 1 << 22;
+const MAX_ENTRIES: u64 = 1 << 22;
+/// The same of a differencing disk, which remembers some 600 bytes of each
+/// block that was asked for: enough for the largest in blocks of 2 MiB.
+const MAX_DIFFERENCING_ENTRIES: u64 = 1 << 20;
 /// Data of new blocks is aligned to this.
 pub(super) const ALIGNMENT_BYTES: u64 = 4096;
 /// Room made at the end of the file: an eighth of what is there, within these
@@ -60,6 +63,14 @@ pub(super) struct Tail {
 }
 
 impl Blocks {
+    /// The longest table that is read.
+    pub(super) fn most_entries(kind: Kind) -> u64 {
+        match kind {
+            Kind::Differencing => MAX_DIFFERENCING_ENTRIES,
+            Kind::Fixed | Kind::Dynamic => MAX_ENTRIES,
+        }
+    }
+
     /// Length of a block's sector bitmap.
     pub(super) fn bitmap_bytes(block_bytes: u64) -> u64 {
         (block_bytes / SECTOR_BYTES)

@@ -286,7 +286,9 @@ impl Vhd {
         differences: &Differences,
     ) -> Result<(), DiskError> {
         for block in 0..blocks.bat.len() as u64 {
-            if blocks.place(block * blocks.block_bytes) != Place::Absent {
+            if blocks.place(block * blocks.block_bytes) != Place::Absent
+                && let Room::Shadowed(_) = self.room(blocks, differences, block)?
+            {
                 self.owned(blocks, differences, block)?;
             }
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::blocks::{ABSENT, Blocks, MAX_ENTRIES};
+use super::blocks::{ABSENT, Blocks};
 use super::differences::SHADOW_HEAD_BYTES;
 use super::footer::{Chs, FOOTER_BYTES, Footer, MAX_SIZE_BYTES, SECTOR_BYTES};
 use super::header::{HEADER_BYTES, Header};
@@ -56,10 +56,14 @@ pub(crate) fn grow_on(
     let footer = disk.footer.of_size(size_bytes);
     match &disk.blocks {
         None => disk.grow_fixed(&footer),
-        Some(blocks) if size_bytes.div_ceil(blocks.block_bytes) > MAX_ENTRIES => refused(format!(
-            "in blocks of {} bytes its table would be too long",
-            blocks.block_bytes
-        )),
+        Some(blocks)
+            if size_bytes.div_ceil(blocks.block_bytes) > Blocks::most_entries(footer.kind) =>
+        {
+            refused(format!(
+                "in blocks of {} bytes its table would be too long",
+                blocks.block_bytes
+            ))
+        }
         Some(blocks) => disk.grow_blocks(blocks, &footer),
     }
 }
@@ -121,11 +125,14 @@ impl Vhd {
         let places = blocks.bat.iter().map(|entry| entry.load(Ordering::Relaxed));
         let mut places = places.map(|sector| u64::from(sector) * SECTOR_BYTES);
         let table_end = blocks.bat_offset + 4 * blocks.bat.len() as u64;
+        let locators = self.header()?.locators;
+        let mut locators = locators.iter().filter_map(|l| l.range_in(u64::MAX));
         let header_end = self.footer.data_offset + HEADER_BYTES as u64;
         // Only of the part that the disk has is it known to be nobody else's.
         if places.any(|at| (start..end).contains(&at))
             || start < table_end && blocks.bat_offset < end
             || start < header_end && self.footer.data_offset < end
+            || locators.any(|path| start < path.end && path.start < end)
         {
             let advice = format!(
                 "{} cannot grow: something else lies in the part of its last block behind the \
@@ -147,15 +154,19 @@ impl Vhd {
         Ok(self.sync()?)
     }
 
+    fn header(&self) -> Result<Header, OpenError> {
+        let at = self.footer.data_offset;
+        let mut bytes = [0; HEADER_BYTES];
+        self.read_stored(at, &mut bytes)?;
+        Header::parse(&bytes).map_err(|fault: Fault| fault.of(&self.path, at))
+    }
+
     /// Makes the table longer: where it is, if nothing lies behind it, or at
     /// the end of the file. Answers where the footer is then.
     fn grow_table(&self, blocks: &Blocks, entries: u64) -> Result<u64, OpenError> {
         let tail = blocks.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let header_at = self.footer.data_offset;
-        let mut bytes = [0; HEADER_BYTES];
-        self.read_stored(header_at, &mut bytes)?;
-        let mut header =
-            Header::parse(&bytes).map_err(|fault: Fault| fault.of(&self.path, header_at))?;
+        let mut header = self.header()?;
         let old_entries = blocks.bat.len() as u64;
         let behind = |at: &u64| *at >= header.bat_offset + 4 * old_entries;
         let starts = blocks.bat.iter().map(|entry| entry.load(Ordering::Relaxed));

@@ -11,7 +11,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::blocks::{ABSENT, Blocks, MAX_ENTRIES, Tail};
+use super::blocks::{ABSENT, Blocks, Tail};
 use super::differences::{Differences, SHADOW_HEAD_BYTES};
 use super::footer::{FOOTER_BYTES, Footer, MAX_SIZE_BYTES, OLD_FOOTER_BYTES, SECTOR_BYTES};
 use super::header::{HEADER_BYTES, Header, LOCATOR_BYTES, LOCATORS_AT};
@@ -21,6 +21,7 @@ use crate::doubt::BootId;
 use crate::files::{File, Files};
 use crate::health::{Health, trouble};
 use crate::parents::Chain;
+use crate::probe::{Format, VhdKind};
 use crate::{Access, Geometry, OpenError, Opening};
 
 /// Entries of the BAT read at a time.
@@ -47,6 +48,7 @@ pub(super) fn open_in(
     let access = opening.access;
     let (file, file_bytes, boot_id) = locked(files, path, access)?;
     let found = Found::read(path, &file, file_bytes)?;
+    found.require_kind(path, opening.format)?;
     let size_bytes = found.footer.size_bytes();
     let size_field = |reason: String| OpenError::Malformed {
         path: path.to_owned(),
@@ -71,12 +73,12 @@ pub(super) fn open_in(
         }
         Kind::Fixed => None,
         Kind::Dynamic => {
-            let (blocks, ..) = read_blocks(path, &file, &found, file_bytes, size_bytes)?;
+            let (blocks, ..) = read_blocks(path, &file, &found, file_bytes, size_bytes, chain)?;
             Some(blocks)
         }
         Kind::Differencing => {
-            let read = read_blocks(path, &file, &found, file_bytes, size_bytes)?;
-            let (mut blocks, header, roomy) = read;
+            let read = read_blocks(path, &file, &found, file_bytes, size_bytes, chain)?;
+            let (mut blocks, header, roomy, chain) = read;
             let child = Child {
                 files,
                 path,
@@ -85,7 +87,7 @@ pub(super) fn open_in(
                 header_at: found.footer.data_offset,
                 header: &header,
             };
-            let parent = child.open_parent(opening, chain, &mut notes)?;
+            let parent = child.open_parent(opening, &chain, &mut notes)?;
             let parent_bytes = parent.geometry.size_bytes;
             if parent_bytes > size_bytes {
                 return Err(size_field(format!(
@@ -263,6 +265,20 @@ impl Found {
         Err(fault.of(path, at))
     }
 
+    /// Refuses another kind of disk where a fixed one is known to be. Its first
+    /// sector belongs to who writes the disk, and may look like the copy of a
+    /// footer that says something else: it stands in for no footer.
+    fn require_kind(&self, path: &Path, format: Option<Format>) -> Result<(), OpenError> {
+        if format != Some(Format::Vhd(VhdKind::Fixed)) || self.footer.kind == Kind::Fixed {
+            return Ok(());
+        }
+        let (field, at, reason) = match self.has_tail {
+            true => ("Disk Type", self.tail.start, "it is no fixed disk any more"),
+            false => ("Footer", self.tail.end, "that of a fixed disk is lost"),
+        };
+        Err(Fault::new(field, 0, reason).of(path, at))
+    }
+
     /// What is damaged, as a sentence.
     fn damage(&self) -> Option<&'static str> {
         match (self.has_tail, self.has_copy) {
@@ -299,15 +315,17 @@ impl Found {
     }
 }
 
-/// The header and the BAT of a dynamic or differencing disk, and a bit for
-/// each block: whether it has (or will have) room for a shadow.
+/// The header and the BAT of a dynamic or differencing disk, a bit for each
+/// block: whether it has (or will have) room for a shadow, and the chain with
+/// this table in it.
 fn read_blocks(
     path: &Path,
     file: &File,
     found: &Found,
     file_bytes: u64,
     size_bytes: u64,
-) -> Result<(Blocks, Header, Vec<u64>), OpenError> {
+    chain: &Chain,
+) -> Result<(Blocks, Header, Vec<u64>, Chain), OpenError> {
     let end = found.tail.start.min(file_bytes);
     let footer_fault = |field, at: u64, reason: String| OpenError::Malformed {
         path: path.to_owned(),
@@ -341,10 +359,11 @@ fn read_blocks(
         );
         return header_fault("Max Table Entries", 28, reason);
     }
-    if entries > MAX_ENTRIES {
+    let most = Blocks::most_entries(found.footer.kind);
+    if entries > most {
         let reason = format!(
             "blocks of {block_bytes} bytes would need a table of {entries} entries; \
-             up to {MAX_ENTRIES} are read"
+             up to {most} are read"
         );
         return header_fault("Block Size", 32, reason);
     }
@@ -360,6 +379,10 @@ fn read_blocks(
         return header_fault("Table Offset", 16, reason);
     }
 
+    let chain = match chain.with_tables(4 * entries) {
+        Ok(chain) => chain,
+        Err(reason) => return header_fault("Max Table Entries", 28, reason),
+    };
     let bat = read_table(file, header.bat_offset, entries).map_err(failed)?;
     let mut taken = vec![
         0..FOOTER_BYTES as u64,
@@ -404,7 +427,7 @@ fn read_blocks(
     };
     let roomy = check_blocks(&blocks, size_bytes, end, &taken)
         .map_err(|fault| fault.of(path, header.bat_offset))?;
-    Ok((blocks, header, roomy))
+    Ok((blocks, header, roomy, chain))
 }
 
 fn read_table(file: &File, offset: u64, entries: u64) -> io::Result<Vec<AtomicU32>> {

@@ -172,3 +172,44 @@ fn what_is_no_file_is_refused_without_waiting() {
     let missing = opened(&dir.path().join("none"), Access::ReadOnly);
     assert!(matches!(missing, Err(OpenError::Missing { .. })));
 }
+
+#[test]
+fn a_fixed_disk_is_never_taken_for_what_its_first_sector_says() {
+    let (_dir, path, dynamic) = specimen();
+    let fixed = Opening {
+        format: Some(Format::Vhd(VhdKind::Fixed)),
+        ..Opening::new(Access::ReadOnly)
+    };
+    let open = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        crate::open(&path, &fixed).map(|disk| disk.geometry().size_bytes)
+    };
+    // Who writes the disk has put a dynamic one there, and the footer is lost.
+    for (bytes, expected) in [
+        (&dynamic[..dynamic.len() - 512], "Footer"),
+        (&dynamic[..], "Disk Type"),
+    ] {
+        let error = open(bytes).unwrap_err();
+        let is_expected =
+            matches!(&error, OpenError::Malformed { field, .. } if *field == expected);
+        assert!(is_expected, "{error}");
+        let any = crate::open(&path, &Opening::new(Access::ReadOnly));
+        assert!(any.is_ok(), "it is a disk to who does not know better");
+    }
+    let footer = Footer::new(Kind::Fixed, dynamic.len() as u64, 0, [1; 16]);
+    let bytes = [&dynamic[..], &footer.emit()].concat();
+    assert_eq!(open(&bytes).unwrap(), dynamic.len() as u64);
+}
+
+/// Found by reading: 4 million blocks of one sector wanted 2 GiB to be opened.
+#[test]
+fn a_differencing_disk_of_tiny_blocks_is_refused() {
+    let (_dir, path, bytes) = specimen();
+    let tiny = with_header(&bytes, 32, &512_u32.to_be_bytes());
+    let tiny = with_header(&tiny, 28, &u32::MAX.to_be_bytes());
+    let tiny = with_footers(&tiny, |f| {
+        f.kind = Kind::Differencing;
+        f.current_bytes = (512 << 20) + 512;
+    });
+    assert_eq!(refusal(&path, &tiny), ("Block Size", 544));
+}
