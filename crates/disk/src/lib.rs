@@ -9,6 +9,7 @@ pub mod contract;
 mod description;
 mod doubt;
 mod error;
+mod fault;
 mod files;
 mod formats;
 #[cfg(any(test, fuzzing))]

@@ -1,6 +1,6 @@
 //! The header of a qcow2 file and its extensions.
 
-use super::Fault;
+use crate::fault::Fault;
 
 /// "QFI\xfb".
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";

@@ -20,6 +20,7 @@ use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 
 use self::header::{Backing, Header, Refusal};
 use crate::description::Description;
+use crate::fault::Fault;
 use crate::health::trouble;
 use crate::probe::{Format, VhdKind, probe};
 use crate::{
@@ -82,24 +83,6 @@ enum Place {
     Below,
 }
 
-/// What is wrong in a structure.
-#[derive(Debug)]
-struct Fault {
-    field: &'static str,
-    offset: u64,
-    reason: String,
-}
-
-impl Fault {
-    fn new(field: &'static str, offset: usize, reason: impl Into<String>) -> Fault {
-        Fault {
-            field,
-            offset: offset as u64,
-            reason: reason.into(),
-        }
-    }
-}
-
 /// Opens the qcow2 file at `path` and the chain below it, read-only.
 pub(crate) fn open(path: &Path, opening: &Opening) -> Result<Qcow2, OpenError> {
     open_above(path, opening, &mut Above::default())
@@ -139,12 +122,7 @@ fn open_above(path: &Path, opening: &Opening, above: &mut Above) -> Result<Qcow2
         other => opened(other.into()),
     })?;
     let file_bytes = file.metadata().map_err(opened)?.len();
-    let malformed = |fault: Fault| OpenError::Malformed {
-        path: path.to_owned(),
-        field: fault.field,
-        offset: fault.offset,
-        reason: fault.reason,
-    };
+    let malformed = |fault: Fault| fault.of(path, 0);
     // Header, extensions and name lie in the first cluster, of 2 MiB at most.
     let first_bytes = file_bytes.min(2 << 20);
     let mut first = vec![0; usize::try_from(first_bytes).unwrap_or(0)];

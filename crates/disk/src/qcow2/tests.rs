@@ -7,30 +7,14 @@ use std::sync::Arc;
 
 use super::*;
 use crate::contract::Subject;
+use crate::tests::qemu;
 use crate::{CopyError, Ram, Raw, open as open_any};
 
 const MIB: u64 = 1 << 20;
 
-/// Whether `qemu-img` is here; in CI it must be.
-fn qemu_is_here() -> bool {
-    let found = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !found {
-        assert!(std::env::var_os("CI").is_none(), "qemu-img is missing");
-        eprintln!("skipped: qemu-img is not installed");
-    }
-    found
-}
-
 fn qemu_img(dir: &Path, arguments: &str) -> String {
-    let output = Command::new("qemu-img")
-        .args(arguments.split(' '))
-        .current_dir(dir)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments}: {said}{complaint}");
-    said
+    let mut command = Command::new("qemu-img");
+    qemu::run(command.args(arguments.split(' ')).current_dir(dir))
 }
 
 /// 20 MiB with data that packs, data that does not, and holes of all sizes.
@@ -77,7 +61,7 @@ fn refusal(path: &Path) -> String {
 
 #[test]
 fn what_qemu_writes_reads_back_right() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -111,7 +95,7 @@ fn the_contract_holds_for_qcow2() {
     })
     .unwrap();
     Subject::new(|| open_any(&path, &read_only()).unwrap()).check();
-    if qemu_is_here() {
+    if qemu::is_here() {
         qemu_img(dir.path(), "convert -c -O qcow2 a.qcow2 b.qcow2");
         let packed = dir.path().join("b.qcow2");
         Subject::new(|| open_any(&packed, &read_only()).unwrap()).check();
@@ -120,7 +104,7 @@ fn the_contract_holds_for_qcow2() {
 
 #[test]
 fn a_chain_reads_as_qemu_reads_it() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +139,7 @@ fn a_chain_reads_as_qemu_reads_it() {
 
 #[test]
 fn qemu_reads_what_we_export() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -268,7 +252,7 @@ fn an_export_that_is_told_to_stop_stops() {
 
 #[test]
 fn a_backing_file_is_looked_for_in_its_own_directory_and_the_roots_only() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -313,7 +297,7 @@ fn a_backing_file_is_looked_for_in_its_own_directory_and_the_roots_only() {
 
 #[test]
 fn a_chain_that_leads_back_to_itself_is_refused() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -326,7 +310,7 @@ fn a_chain_that_leads_back_to_itself_is_refused() {
 
 #[test]
 fn a_chain_with_more_tables_than_memory_is_for_is_refused() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -348,7 +332,7 @@ fn a_chain_with_more_tables_than_memory_is_for_is_refused() {
 
 #[test]
 fn what_is_not_read_here_is_refused_with_the_command_that_converts_it() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::Fault;
+use crate::fault::Fault;
 
 /// Length of a footer.
 pub(super) const FOOTER_BYTES: usize = 512;

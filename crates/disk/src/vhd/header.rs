@@ -1,8 +1,8 @@
 //! The header of a dynamic or differencing disk (VHD 1.0, "Dynamic Disk Header
 //! Format"), and where it says its parent lies.
 
-use super::Fault;
 use super::footer::{SECTOR_BYTES, checksum, field, u32_at, u64_at};
+use crate::fault::Fault;
 
 /// Length of the header.
 pub(super) const HEADER_BYTES: usize = 1024;

@@ -22,7 +22,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use memmap2::{Advice, MmapRaw};
 
@@ -35,8 +35,7 @@ use crate::health::{Health, trouble};
 use crate::probe::{Format, VhdKind};
 use crate::zeros::zeros;
 use crate::{
-    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, OpenError, Segment, Space,
-    range,
+    Access, Allocation, Disk, DiskError, Durability, Extent, Geometry, Segment, Space, range,
 };
 
 mod blocks;
@@ -91,34 +90,6 @@ enum Place {
     Absent,
     /// In a block, but it is the parent's sectors that count.
     Below,
-}
-
-/// What is wrong in a structure, relative to its beginning.
-#[derive(Debug)]
-struct Fault {
-    field: &'static str,
-    offset: u64,
-    reason: String,
-}
-
-impl Fault {
-    fn new(field: &'static str, offset: usize, reason: impl Into<String>) -> Fault {
-        Fault {
-            field,
-            offset: offset as u64,
-            reason: reason.into(),
-        }
-    }
-
-    /// The refusal of a file whose structure begins at `base`.
-    fn of(self, path: &Path, base: u64) -> OpenError {
-        OpenError::Malformed {
-            path: path.to_owned(),
-            field: self.field,
-            offset: base.saturating_add(self.offset),
-            reason: self.reason,
-        }
-    }
 }
 
 impl Vhd {
@@ -287,7 +258,7 @@ impl Vhd {
 /// Holds the structures of a closed file against each other: footers, header,
 /// and a table whose blocks lie in the file and on nothing else.
 #[cfg(test)]
-pub(crate) fn check(path: &Path, opening: &crate::Opening) -> Result<(), String> {
+pub(crate) fn check(path: &std::path::Path, opening: &crate::Opening) -> Result<(), String> {
     let opening = crate::Opening {
         access: Access::ReadOnly,
         ..opening.clone()

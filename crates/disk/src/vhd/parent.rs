@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::Vhd;
 use super::footer::{EPOCH_SECONDS, SECTOR_BYTES};
 use super::header::{Header, LOCATOR_BYTES, LOCATORS, LOCATORS_AT, Locator, name};
 use super::open::open_in;
-use super::{Fault, Vhd};
+use crate::fault::Fault;
 use crate::files::{File, Files};
 use crate::health::trouble;
 use crate::parents::{self, Chain};

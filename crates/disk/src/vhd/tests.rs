@@ -10,7 +10,7 @@ use super::footer::FOOTER_BYTES;
 use super::*;
 use crate::contract::Subject;
 use crate::files::Files;
-use crate::{NewDisk, NewFormat, Opening, SharedDisk};
+use crate::{NewDisk, NewFormat, OpenError, Opening, SharedDisk};
 
 mod differencing;
 mod growth;

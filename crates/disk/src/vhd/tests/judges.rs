@@ -1,26 +1,10 @@
 //! qemu's opinion of what we write, and ours of what it writes.
 
 use super::*;
-
-/// Whether `qemu-img` is here; in CI it must be.
-fn qemu_is_here() -> bool {
-    let found = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !found {
-        assert!(std::env::var_os("CI").is_none(), "qemu-img is missing");
-        eprintln!("skipped: qemu-img is not installed");
-    }
-    found
-}
+use crate::tests::qemu;
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {said}{complaint}"
-    );
-    said
+    qemu::run(Command::new(program).args(arguments))
 }
 
 /// Pieces of random places, as any disk of at least 9 MiB can hold them.
@@ -36,7 +20,7 @@ fn scribble(disk: &dyn Disk) {
 /// Its first block begins right behind the table.
 #[test]
 fn a_dynamic_disk_of_qemus_keeps_its_first_block_when_it_grows() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -56,7 +40,7 @@ fn a_dynamic_disk_of_qemus_keeps_its_first_block_when_it_grows() {
 
 #[test]
 fn qemu_reads_what_we_write() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     for format in [NewFormat::VhdFixed, NewFormat::VhdDynamic] {
@@ -89,7 +73,7 @@ fn qemu_reads_what_we_write() {
 
 #[test]
 fn what_qemu_writes_reads_back_right() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     for (options, size_bytes) in [
@@ -148,7 +132,7 @@ fn what_qemu_writes_reads_back_right() {
 /// The structure qemu 10.0.2 leaves after one write of 512 bytes at 3 MiB.
 #[test]
 fn a_block_of_qemus_is_found_where_it_is() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -165,7 +149,7 @@ fn a_block_of_qemus_is_found_where_it_is() {
 /// Of the dynamic one, the table moves behind the blocks.
 #[test]
 fn qemu_reads_and_writes_what_has_grown() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let size_bytes = 1200 << 20;

@@ -6,26 +6,10 @@ use std::process::Command;
 use uuid::Uuid;
 
 use super::*;
-
-/// Whether qemu's tools are here; in CI they must be.
-fn qemu_is_here() -> bool {
-    let found = Command::new("qemu-io").arg("--version").output().is_ok();
-    if !found {
-        assert!(std::env::var_os("CI").is_none(), "qemu-io is missing");
-        eprintln!("skipped: qemu-io is not installed");
-    }
-    found
-}
+use crate::tests::qemu;
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {said}{complaint}"
-    );
-    said
+    qemu::run(Command::new(program).args(arguments))
 }
 
 fn qemu_io(disk: &str, commands: &[&str]) -> std::process::Output {
@@ -71,7 +55,7 @@ fn scribble(disk: &dyn Disk) {
 
 #[test]
 fn qemu_reads_what_we_write_and_goes_on() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let site = Site::new();
@@ -103,7 +87,7 @@ fn qemu_reads_what_we_write_and_goes_on() {
 
 #[test]
 fn what_qemu_writes_reads_back_right_and_takes_our_writes() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let site = Site::new();
@@ -140,7 +124,7 @@ fn what_qemu_writes_reads_back_right_and_takes_our_writes() {
 
 #[test]
 fn qemu_replays_the_log_of_a_killed_writer_and_finds_what_was_flushed() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let site = Site::new();
@@ -216,7 +200,7 @@ fn with_three_entries(site: &Site, tail: usize, harm: &dyn Fn(&mut [u8])) -> Vec
 
 #[test]
 fn a_log_of_several_entries_is_replayed_as_qemu_replays_it() {
-    if !qemu_is_here() {
+    if !qemu::is_here() {
         return;
     }
     let site = Site::new();
