@@ -54,7 +54,8 @@ test-all: lint crash-proofs test
 crash-proofs: setup
 	@$(MAKE) --no-print-directory crash STATES=200000
 	@$(MAKE) --no-print-directory kill LOOPS=100
-	@$(CARGO) test --release --locked --package disk --lib -- --ignored
+	@$(CARGO) test --release --locked --package disk --lib -- --ignored \
+		--exact overlay::tests::kill::answered_writes_survive_kill_9_many_times
 
 # Power lost at so many moments of random work on every kind of disk, and what
 # is found held against the promise: `make crash STATES=1000000`,

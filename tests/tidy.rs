@@ -288,6 +288,29 @@ fn the_map_names_only_what_exists() {
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+#[test]
+fn every_test_the_makefile_runs_is_named_and_exists() {
+    let makefile = read("Makefile").replace("\\\n", " ");
+    let sources: String = rust_files().iter().map(|file| read(file)).collect();
+    let mut broken = Vec::new();
+    for line in makefile.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let exact = words.iter().position(|word| *word == "--exact");
+        match exact.and_then(|at| words.get(at + 1)) {
+            Some(test) => {
+                let name = test.rsplit("::").next().unwrap_or_default();
+                if !sources.contains(&format!("fn {name}()")) {
+                    broken.push(format!("there is no test {test}"));
+                }
+            }
+            // One of them writes into the tree.
+            None if words.contains(&"--ignored") => broken.push(format!("runs them all:{line}")),
+            None => {}
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 /// Paths of ours in back-ticks: those that begin with a folder of the tree.
 fn paths_named(text: &str) -> Vec<String> {
     const FOLDERS: [&str; 7] = [
