@@ -58,7 +58,8 @@ pub(super) enum Verb {
     },
     /// Make an earlier version the current one: machines boot it from their next boot on
     Rollback {
-        /// Image
+        /// Image, also as NAME@VERSION
+        #[arg(value_name = "NAME[@VERSION]")]
         name: String,
         /// Version, also a later one [default: the one before the current]
         #[arg(value_parser = clap::value_parser!(u32).range(1..))]
@@ -112,7 +113,8 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             Answer::new(versions(&images), &images)
         }
         Verb::Rollback { name, version } => {
-            let path = format!("/images/{}/current", part(&name));
+            let (name, version) = chosen(&name, version)?;
+            let path = format!("/images/{}/current", part(name));
             let done: RolledBack = client.put(&path, &Rollback { version }).await?;
             Answer::new(rolled_back(&done), &done)
         }
@@ -128,6 +130,18 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             let named: Vec<String> = removed.iter().map(named).collect();
             Answer::new(format!("removed {}", named.join(", ")), &removed)
         }
+    }
+}
+
+/// The version meant by `debian 1` and by `debian@1`.
+fn chosen(image: &str, version: Option<u32>) -> anyhow::Result<(&str, Option<u32>)> {
+    let Some((name, after)) = image.split_once('@') else {
+        return Ok((image, version));
+    };
+    match after.parse().ok().filter(|number| *number > 0) {
+        Some(number) if version.is_none_or(|other| other == number) => Ok((name, Some(number))),
+        Some(_) => bail!("{image} names a version already: leave the other out"),
+        None => bail!("{after:?} is not a version: they count from 1, as in {name}@1"),
     }
 }
 

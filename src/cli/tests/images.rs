@@ -35,6 +35,16 @@ async fn an_operator_goes_back_to_an_earlier_version_and_forth() {
     assert!(line("debian@3").contains("nobody"), "{said}");
     let said = running.answer("image rollback debian 3").await.unwrap();
     assert!(said.starts_with("debian@3 is current"), "{said}");
+    let said = running.answer("image rollback debian@1").await.unwrap();
+    assert!(said.starts_with("debian@1 is current"), "{said}");
+    for (line, words) in [
+        ("image rollback debian@1 2", "leave the other out"),
+        ("image rollback debian@x", "they count from 1"),
+        ("image rollback debian@0", "they count from 1"),
+    ] {
+        let refusal = running.answer(line).await.unwrap_err();
+        assert!(refusal.contains(words), "{line}: {refusal}");
+    }
     let refusal = running.answer("image rollback debian 9").await.unwrap_err();
     assert!(refusal.contains("has version 1, 2, 3"), "{refusal}");
     let refusal = running.answer("image versions debina").await.unwrap_err();
