@@ -26,6 +26,7 @@ pub(super) enum Verb {
     /// Tell one to stop; it keeps nothing
     Cancel {
         /// Its id, as `job list` shows it
+        #[arg(value_parser = super::id::job)]
         job: Uuid,
     },
 }

@@ -70,7 +70,7 @@ pub(super) struct Add {
     #[arg(long, value_name = "FILE")]
     loader: Option<String>,
     /// SMBIOS UUID
-    #[arg(long)]
+    #[arg(long, value_parser = super::id::smbios)]
     uuid: Option<Uuid>,
     /// SMBIOS serial number
     #[arg(long)]
@@ -107,7 +107,7 @@ pub(super) struct Set {
     #[arg(long, value_name = "FILE")]
     loader: Option<Or<String>>,
     /// SMBIOS UUID, or none
-    #[arg(long)]
+    #[arg(long, value_parser = smbios)]
     uuid: Option<Or<Uuid>>,
     /// SMBIOS serial number, or none
     #[arg(long)]
@@ -118,15 +118,25 @@ pub(super) struct Set {
 #[derive(Clone, Debug)]
 struct Or<T>(Option<T>);
 
+impl<T> Or<T> {
+    fn read<E>(text: &str, parse: impl Fn(&str) -> Result<T, E>) -> Result<Or<T>, E> {
+        Ok(Or(match text {
+            "none" => None,
+            text => Some(parse(text)?),
+        }))
+    }
+}
+
 impl<T: FromStr> FromStr for Or<T> {
     type Err = T::Err;
 
     fn from_str(text: &str) -> Result<Or<T>, T::Err> {
-        Ok(Or(match text {
-            "none" => None,
-            text => Some(text.parse()?),
-        }))
+        Or::read(text, str::parse)
     }
+}
+
+fn smbios(text: &str) -> Result<Or<Uuid>, String> {
+    Or::read(text, super::id::smbios)
 }
 
 pub(super) async fn run(client: &Client, verb: Verb) -> anyhow::Result<Answer> {

@@ -10,6 +10,7 @@ mod contents;
 mod disk;
 mod export;
 mod file;
+mod id;
 mod image;
 mod job;
 mod lease;

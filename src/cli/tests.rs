@@ -181,6 +181,23 @@ fn a_change_that_changes_nothing_is_not_understood() {
     );
 }
 
+#[test]
+fn what_is_no_id_is_refused_with_where_to_find_one() {
+    for (line, words) in [
+        ("job cancel abc", "`diskless job list` shows them"),
+        ("machine set pc07 --uuid abc", "dmidecode"),
+        (
+            "machine add pc07 --mac 52:54:00:00:00:07 --uuid abc",
+            "dmidecode",
+        ),
+    ] {
+        let refusal = parsed(line).unwrap_err().to_string();
+        assert!(refusal.contains(words), "{line}: {refusal}");
+        assert!(!refusal.contains("invalid length"), "{line}: {refusal}");
+    }
+    assert!(parsed("machine set pc07 --uuid none").is_ok());
+}
+
 #[tokio::test]
 async fn without_a_server_one_sentence_says_so() {
     let refusal = answer(Path::new("/nowhere/api.sock"), "status")
