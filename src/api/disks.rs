@@ -17,7 +17,9 @@ use super::error::{Body, Path, Query};
 use super::exports::ExportDisk;
 use super::jobs::{self, Begun, Job};
 use super::{Api, ApiError, ErrorBody, streams};
-use crate::inventory::{self, Address, DiskFormat, DiskKind, Name, NewOwnDisk, Origin, OwnDisk};
+use crate::inventory::{
+    self, Address, Becomes, DiskFormat, DiskKind, Name, NewOwnDisk, Origin, OwnDisk,
+};
 
 /// A disk file that is written in place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -318,7 +320,7 @@ pub(super) async fn import_stream(
     let new = api
         .work(move |api| Ok(api.inventory.check_new(&new).map(|()| new)?))
         .await?;
-    let spool = streams::receive(&api, body).await?;
+    let spool = streams::receive(&api, body, Becomes::Disk).await?;
     api.work(move |api| {
         let format = how.format.map(DiskFormat::from).unwrap_or_default();
         let origin = Origin::Stream(spool);
@@ -528,7 +530,7 @@ impl From<DiskKind> for Kind {
     fn from(kind: DiskKind) -> Kind {
         match kind {
             DiskKind::Raw => Kind::Raw,
-            DiskKind::Vhd => Kind::Vhd,
+            DiskKind::Vhd | DiskKind::VhdFixed => Kind::Vhd,
             DiskKind::Vhdx => Kind::Vhdx,
         }
     }

@@ -16,8 +16,8 @@ use super::exports::ExportDisk;
 use super::jobs::{self, Begun, Job};
 use super::{Api, ApiError, ErrorBody, streams};
 use crate::inventory::{
-    self, Address, Assignment, ImageRef, ImportRequest, Machine, Name, Origin, OverlayMode,
-    Verification, hex,
+    self, Address, Assignment, Becomes, ImageRef, ImportRequest, Machine, Name, Origin,
+    OverlayMode, Verification, hex,
 };
 
 /// One version of an image.
@@ -277,7 +277,7 @@ pub(super) async fn import_stream(
     body: axum::body::Body,
 ) -> Result<Begun, ApiError> {
     let name = Name::parse(&name)?;
-    let spool = streams::receive(&api, body).await?;
+    let spool = streams::receive(&api, body, Becomes::Image).await?;
     api.work(move |api| {
         let job = api.inventory.start_import(ImportRequest {
             name,

@@ -13,17 +13,17 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::{Api, ApiError};
-use crate::inventory::Spool;
+use crate::inventory::{Becomes, Spool};
 
 /// Pieces of a body between the socket and the file.
 const PIECES_MAX: usize = 16;
 
 /// Keeps a whole body in a file; a body that breaks off leaves nothing.
-pub(super) async fn receive(api: &Api, body: Body) -> Result<Spool, ApiError> {
+pub(super) async fn receive(api: &Api, body: Body, becomes: Becomes) -> Result<Spool, ApiError> {
     let (sender, receiver) = mpsc::channel(PIECES_MAX);
     let writing = tokio::spawn({
         let api = api.clone();
-        async move { api.work(move |api| write(api, receiver)).await }
+        async move { api.work(move |api| write(api, receiver, becomes)).await }
     });
     let sent = send(body, sender).await;
     let written = writing
@@ -90,8 +90,12 @@ fn piece(disk: &dyn Disk, at: u64, size_bytes: u64) -> Result<Bytes, DiskError> 
     Ok(bytes.into())
 }
 
-fn write(api: &Api, mut pieces: mpsc::Receiver<Bytes>) -> Result<Spool, ApiError> {
-    let mut spool = api.inventory.spool("standard input")?;
+fn write(
+    api: &Api,
+    mut pieces: mpsc::Receiver<Bytes>,
+    becomes: Becomes,
+) -> Result<Spool, ApiError> {
+    let mut spool = api.inventory.spool("standard input", becomes)?;
     while let Some(piece) = pieces.blocking_recv() {
         spool.write(&piece)?;
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -188,6 +189,12 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             Answer::new(format!("{disk} has {size}: {table}"), &resized)
         }
         Verb::Import(import) => {
+            if is_stream_or_url(&import.file) {
+                bail!(
+                    "{} has no place to be written in: leave --in-place out, and it is copied",
+                    import.file.display()
+                );
+            }
             let register = RegisterDisk {
                 name: import.name,
                 file: server_path(&import.file)?,
@@ -210,6 +217,10 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             Answer::new(format!("removed {disk}"), &json!({ "removed": disk }))
         }
     }
+}
+
+fn is_stream_or_url(file: &Path) -> bool {
+    file == Path::new("-") || file.to_str().is_some_and(|text| text.contains("://"))
 }
 
 fn path(disk: &str) -> String {

@@ -349,6 +349,16 @@ async fn compressed_input_is_refused_long_before_its_end() {
 }
 
 #[tokio::test]
+async fn what_has_no_place_is_not_taken_in_place() {
+    let running = Running::start().await;
+    for source in ["-", "https://example.org/a.raw"] {
+        let line = format!("disk import win {source} --in-place");
+        let refusal = running.answer(&line).await.unwrap_err();
+        assert!(refusal.contains("leave --in-place out"), "{refusal}");
+    }
+}
+
+#[tokio::test]
 async fn input_that_breaks_off_is_not_taken_for_the_whole() {
     struct Broken;
     impl std::io::Read for Broken {

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::machine::nearest;
+use super::source::named;
 use super::store::Facts;
 use super::{Assignment, Error, Inventory, Machine, Name, Result, Survives, UnitKind};
 
@@ -77,31 +78,47 @@ pub(crate) enum DiskKind {
     Raw,
     /// Fixed, dynamic or differencing: the file says.
     Vhd,
+    /// A VHD known to be fixed, whatever is written at its front.
+    VhdFixed,
     /// The same.
     Vhdx,
 }
 
 impl DiskKind {
-    /// One word, as saved and as the API spells it; the file's suffix too.
+    /// One word, as saved.
     pub(crate) fn word(self) -> &'static str {
         match self {
+            DiskKind::VhdFixed => "vhd-fixed",
+            other => other.suffix(),
+        }
+    }
+
+    /// What its file's name ends in; kinds that can stand on each other share
+    /// it.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
             DiskKind::Raw => "raw",
-            DiskKind::Vhd => "vhd",
+            DiskKind::Vhd | DiskKind::VhdFixed => "vhd",
             DiskKind::Vhdx => "vhdx",
         }
     }
 
     /// The kind a word stands for.
     pub(crate) fn of_word(word: &str) -> Option<DiskKind> {
-        [DiskKind::Raw, DiskKind::Vhd, DiskKind::Vhdx]
-            .into_iter()
-            .find(|kind| kind.word() == word)
+        let kinds = [
+            DiskKind::Raw,
+            DiskKind::Vhd,
+            DiskKind::VhdFixed,
+            DiskKind::Vhdx,
+        ];
+        kinds.into_iter().find(|kind| kind.word() == word)
     }
 
     /// The kind of a format that can be written in place.
     pub(crate) fn of_format(format: Format) -> Option<DiskKind> {
         match format {
             Format::Raw => Some(DiskKind::Raw),
+            Format::Vhd(VhdKind::Fixed) => Some(DiskKind::VhdFixed),
             Format::Vhd(_) => Some(DiskKind::Vhd),
             Format::Vhdx => Some(DiskKind::Vhdx),
             _ => None,
@@ -113,6 +130,7 @@ impl DiskKind {
         match self {
             DiskKind::Raw => Format::Raw,
             DiskKind::Vhd => Format::Vhd(VhdKind::Unknown),
+            DiskKind::VhdFixed => Format::Vhd(VhdKind::Fixed),
             DiskKind::Vhdx => Format::Vhdx,
         }
     }
@@ -139,7 +157,8 @@ impl DiskFormat {
     pub(crate) fn kind(self) -> DiskKind {
         match self {
             DiskFormat::Raw => DiskKind::Raw,
-            DiskFormat::Vhd | DiskFormat::VhdFixed => DiskKind::Vhd,
+            DiskFormat::Vhd => DiskKind::Vhd,
+            DiskFormat::VhdFixed => DiskKind::VhdFixed,
             DiskFormat::Vhdx | DiskFormat::VhdxFixed => DiskKind::Vhdx,
         }
     }
@@ -356,15 +375,15 @@ impl Inventory {
     ) -> Result<OwnDisk> {
         self.check_new(&new)?;
         let format = format.unwrap_or(match parent.kind {
-            DiskKind::Raw | DiskKind::Vhd => DiskFormat::Vhd,
+            DiskKind::Raw | DiskKind::Vhd | DiskKind::VhdFixed => DiskFormat::Vhd,
             DiskKind::Vhdx => DiskFormat::Vhdx,
         });
-        if format.kind() != parent.kind {
+        if format.kind().suffix() != parent.kind.suffix() {
             return Err(Error::Invalid(format!(
                 "{} is a {} file: only a VHD stands on a VHD, and a VHDX on a VHDX; \
                  `diskless disk convert {}` makes one of it",
                 parent.name,
-                parent.kind.word(),
+                parent.kind.suffix(),
                 parent.name
             )));
         }
@@ -398,7 +417,7 @@ impl Inventory {
         let path = self.disks.unfinished_path(disk.id);
         if let Err(error) = disk::create(&path, made) {
             self.disks.discard(disk.id);
-            return Err(uncreated(error));
+            return Err(unmade(error, &path, &disk.name));
         }
         self.disks.publish(&disk, parent)?;
         Ok(disk)
@@ -658,8 +677,15 @@ pub(crate) fn unopened(error: OpenError) -> Error {
     }
 }
 
+/// What it means that the disk `name` cannot be made in `path`, a name that
+/// nobody knows.
+fn unmade(error: OpenError, path: &Path, name: &Name) -> Error {
+    let shown = format!("disk {name}");
+    uncreated(error).reworded(|words| named(&words, path, &shown))
+}
+
 /// What it means that a disk file cannot be made.
-pub(super) fn uncreated(error: OpenError) -> Error {
+fn uncreated(error: OpenError) -> Error {
     match &error {
         OpenError::Disk(DiskError::Io { source, .. })
             if source.kind() == ErrorKind::FileTooLarge =>

@@ -15,7 +15,7 @@ use super::download::{Address, download};
 use super::image::{CRC_CHUNK_BYTES, Content, Images, LOGICAL_BLOCK_BYTES, Part, VersionWriter};
 use super::job::{Job, JobKind, Outcome, Progress};
 use super::source::{Hole, Source};
-use super::spool::Spool;
+use super::spool::{Becomes, Spool};
 use super::{Error, Image, Inventory, Name, Result};
 
 /// What to import.
@@ -65,7 +65,10 @@ impl Inventory {
         self.start_job(JobKind::Import, subject, move |progress| {
             let source = match origin {
                 Found::Here(source) => source,
-                Found::Elsewhere(address) => Source::spooled(fetch(&address, &images, progress)?)?,
+                Found::Elsewhere(address) => {
+                    let spool = fetch(&address, Becomes::Image, &images, progress)?;
+                    Source::spooled(spool)?
+                }
             };
             Ok(Outcome::Image(import.run(source, &images, progress)?))
         })
@@ -79,8 +82,14 @@ enum Found {
 }
 
 /// Keeps what is at a URL.
-pub(super) fn fetch(address: &Address, images: &Images, progress: &Progress) -> Result<Spool> {
-    let mut spool = Spool::in_directory(images.temporary_directory()?, address.to_string())?;
+pub(super) fn fetch(
+    address: &Address,
+    becomes: Becomes,
+    images: &Images,
+    progress: &Progress,
+) -> Result<Spool> {
+    let directory = images.temporary_directory()?;
+    let mut spool = Spool::in_directory(directory, address.to_string(), becomes)?;
     download(address, &mut spool, progress)?;
     spool.finish()?;
     Ok(spool)

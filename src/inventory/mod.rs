@@ -54,7 +54,7 @@ pub(crate) use machine::{
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
 pub(crate) use point::{FoundPoint, note, short};
-pub(crate) use spool::Spool;
+pub(crate) use spool::{Becomes, Spool};
 pub(crate) use store::{SavedEvent, Store, Survives};
 pub(crate) use target::{Chap, NewUnit, PlainTarget, Proof, Sharing, Unit, UnitFormat, UnitKind};
 
@@ -106,6 +106,18 @@ pub(crate) enum Error {
     Failed(String),
 }
 
+impl Error {
+    /// The same refusal in other words.
+    fn reworded(self, reword: impl FnOnce(String) -> String) -> Error {
+        match self {
+            Error::Invalid(words) => Error::Invalid(reword(words)),
+            Error::NotFound(words) => Error::NotFound(reword(words)),
+            Error::Conflict(words) => Error::Conflict(reword(words)),
+            Error::Failed(words) => Error::Failed(reword(words)),
+        }
+    }
+}
+
 /// What an inventory method answers.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -113,7 +125,8 @@ impl Inventory {
     /// Opens (making it where needed) the data directory, locks it, and removes
     /// what an interrupted import or removal left behind.
     pub(crate) fn open(data: &Path, limits: Limits) -> Result<Inventory> {
-        let rooms = ["images", "overlays", "disks", "reservations"].map(|room| data.join(room));
+        let rooms =
+            ["images", "overlays", "disks", "reservations", "exports"].map(|room| data.join(room));
         for directory in [data].into_iter().chain(rooms.iter().map(PathBuf::as_path)) {
             fs::create_dir_all(directory).map_err(|e| {
                 Error::Failed(format!(

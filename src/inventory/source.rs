@@ -2,14 +2,15 @@
 //! a stream ([`Spool`]).
 
 use std::fmt::Display;
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use disk::probe::Format;
 use disk::{Access, Allocation, Opening, SharedDisk};
-use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
+use rustix::fs::{SeekFrom, ioctl_blksszget, ioctl_ficlone, seek};
 
 use super::image::LOGICAL_BLOCK_BYTES;
 use super::spool::Spool;
@@ -24,7 +25,7 @@ pub(super) struct Source {
     size_bytes: u64,
     /// A file, not a block device.
     is_file: bool,
-    modified: Option<std::time::SystemTime>,
+    stamp: Stamp,
     /// It came in as a stream: nobody else writes it.
     is_ours: bool,
     /// Keeps the file of a stream.
@@ -78,6 +79,10 @@ impl Source {
             Format::Raw | Format::Iso9660 => {
                 let file = File::open(path).map_err(unread)?;
                 let size_bytes = seek(&file, SeekFrom::End(0)).map_err(|e| unread(e.into()))?;
+                if !is_file {
+                    let bytes = ioctl_blksszget(&file).map_err(|e| unread(e.into()))?;
+                    require_blocks(bytes, &shown)?;
+                }
                 (Content::Plain(file), size_bytes)
             }
             other => {
@@ -87,14 +92,7 @@ impl Source {
                 };
                 let disk = disk::open(path, &opening).map_err(|e| refused(&e))?;
                 let geometry = disk.geometry();
-                if geometry.logical_block_bytes != LOGICAL_BLOCK_BYTES {
-                    return Err(Error::Invalid(format!(
-                        "{shown} has blocks of {} bytes, an image has {LOGICAL_BLOCK_BYTES}: \
-                         its partition table would not be found (`diskless disk import` keeps \
-                         its blocks)",
-                        geometry.logical_block_bytes
-                    )));
-                }
+                require_blocks(geometry.logical_block_bytes, &shown)?;
                 (Content::Disk(disk), geometry.size_bytes)
             }
         };
@@ -107,7 +105,7 @@ impl Source {
             content,
             size_bytes,
             is_file,
-            modified: found.modified().ok(),
+            stamp: Stamp::new(&found),
             is_ours: false,
             spool: None,
         })
@@ -158,7 +156,7 @@ impl Source {
         };
         file.read_exact_at(inside, offset)
             .map_err(|e| match e.kind() {
-                ErrorKind::UnexpectedEof => self.changed(),
+                ErrorKind::UnexpectedEof => changed(&self.shown),
                 _ => Error::Failed(format!("cannot read {} at byte {offset}: {e}", self.shown)),
             })
     }
@@ -168,27 +166,10 @@ impl Source {
         if !self.is_file || self.is_ours {
             return Ok(());
         }
-        let now = match &self.content {
-            Content::Plain(file) => file.metadata(),
-            Content::Disk(_) => fs::metadata(&self.path),
-        };
-        let now = now.map_err(|e| Error::Failed(format!("cannot read {}: {e}", self.shown)))?;
-        let is_other = match &self.content {
-            Content::Plain(_) => now.len() != self.size_bytes,
-            Content::Disk(_) => false,
-        };
-        if is_other || now.modified().ok() != self.modified {
-            return Err(self.changed());
+        match &self.content {
+            Content::Plain(file) => self.stamp.require_of(file.metadata(), &self.shown),
+            Content::Disk(_) => self.stamp.require(&self.path, &self.shown),
         }
-        Ok(())
-    }
-
-    fn changed(&self) -> Error {
-        Error::Conflict(format!(
-            "{} changed while it was read: make sure that nothing writes to it \
-             (is a virtual machine running from it?) and import it again",
-            self.shown
-        ))
     }
 
     /// Where something is stored at or after `offset`; `None` to the end.
@@ -214,6 +195,58 @@ impl Source {
             }
         }
     }
+}
+
+/// Refuses blocks that an image does not have.
+fn require_blocks(bytes: u32, shown: &str) -> Result<()> {
+    if bytes == LOGICAL_BLOCK_BYTES {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{shown} has blocks of {bytes} bytes, an image has {LOGICAL_BLOCK_BYTES}: its partition \
+         table would not be found (`diskless disk import --format vhdx` keeps its blocks)"
+    )))
+}
+
+/// How long a file is, and when it was last written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    /// Of the file at `path`.
+    pub(super) fn of(path: &Path) -> io::Result<Stamp> {
+        Ok(Stamp::new(&fs::metadata(path)?))
+    }
+
+    fn new(found: &Metadata) -> Stamp {
+        Stamp {
+            bytes: found.len(),
+            modified: found.modified().ok(),
+        }
+    }
+
+    /// Refuses when the file at `path` has another stamp by now.
+    pub(super) fn require(&self, path: &Path, shown: &str) -> Result<()> {
+        self.require_of(fs::metadata(path), shown)
+    }
+
+    fn require_of(&self, found: io::Result<Metadata>, shown: &str) -> Result<()> {
+        match found {
+            Err(e) => Err(Error::Failed(format!("cannot read {shown}: {e}"))),
+            Ok(found) if Stamp::new(&found) != *self => Err(changed(shown)),
+            Ok(_) => Ok(()),
+        }
+    }
+}
+
+fn changed(shown: &str) -> Error {
+    Error::Conflict(format!(
+        "{shown} changed while it was read: make sure that nothing writes to it \
+         (is a virtual machine running from it?) and import it again"
+    ))
 }
 
 /// What is wrong with a source, in words that name it as people know it.

@@ -24,10 +24,30 @@ const LOOK_BYTES: u64 = 64 << 20;
 /// sixteenth of a file system, and at most this.
 const RESERVE_MAX_BYTES: u64 = 1 << 30;
 
+/// What a stream is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Becomes {
+    /// A version of an image.
+    Image,
+    /// An own disk.
+    Disk,
+}
+
+impl Becomes {
+    /// The command that takes the stream.
+    fn command(self) -> &'static str {
+        match self {
+            Becomes::Image => "diskless image import NAME -",
+            Becomes::Disk => "diskless disk import NAME -",
+        }
+    }
+}
+
 /// A stream that is kept.
 #[derive(Debug)]
 pub(crate) struct Spool {
     shown: String,
+    becomes: Becomes,
     /// `None` when it was handed on.
     directory: Option<PathBuf>,
     path: PathBuf,
@@ -40,14 +60,18 @@ pub(crate) struct Spool {
 
 impl Inventory {
     /// Begins to keep a stream, `shown` to people as that.
-    pub(crate) fn spool(&self, shown: impl Into<String>) -> Result<Spool> {
-        Spool::in_directory(self.images.temporary_directory()?, shown.into())
+    pub(crate) fn spool(&self, shown: impl Into<String>, becomes: Becomes) -> Result<Spool> {
+        Spool::in_directory(self.images.temporary_directory()?, shown.into(), becomes)
     }
 }
 
 impl Spool {
     /// In a directory that goes with it.
-    pub(super) fn in_directory(directory: PathBuf, shown: String) -> Result<Spool> {
+    pub(super) fn in_directory(
+        directory: PathBuf,
+        shown: String,
+        becomes: Becomes,
+    ) -> Result<Spool> {
         let path = disk::image::disk_path(&directory);
         let made = File::options()
             .read(true)
@@ -66,6 +90,7 @@ impl Spool {
         };
         Ok(Spool {
             shown,
+            becomes,
             directory: Some(directory),
             path,
             file,
@@ -151,9 +176,10 @@ impl Spool {
             return Ok(());
         };
         Err(Error::Invalid(format!(
-            "{} is compressed: unpack it on its way, as in `{} | diskless image import NAME -`",
+            "{} is compressed: unpack it on its way, as in `{} | {}`",
             self.shown,
-            compression.pipe()
+            compression.pipe(),
+            self.becomes.command()
         )))
     }
 

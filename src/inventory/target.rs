@@ -76,6 +76,8 @@ pub(crate) enum UnitFormat {
     Raw,
     /// VHD of any kind.
     Vhd,
+    /// A VHD known to be fixed, whatever is written at its front.
+    VhdFixed,
     /// VHDX of any kind.
     Vhdx,
     /// qcow2, which is only read.
@@ -88,6 +90,7 @@ impl UnitFormat {
         match self {
             UnitFormat::Raw => "raw",
             UnitFormat::Vhd => "vhd",
+            UnitFormat::VhdFixed => "vhd-fixed",
             UnitFormat::Vhdx => "vhdx",
             UnitFormat::Qcow2 => "qcow2",
         }
@@ -98,6 +101,7 @@ impl UnitFormat {
         [
             UnitFormat::Raw,
             UnitFormat::Vhd,
+            UnitFormat::VhdFixed,
             UnitFormat::Vhdx,
             UnitFormat::Qcow2,
         ]
@@ -109,6 +113,7 @@ impl UnitFormat {
     pub(crate) fn of_format(format: Format) -> Option<UnitFormat> {
         match format {
             Format::Raw | Format::Iso9660 => Some(UnitFormat::Raw),
+            Format::Vhd(VhdKind::Fixed) => Some(UnitFormat::VhdFixed),
             Format::Vhd(_) => Some(UnitFormat::Vhd),
             Format::Vhdx => Some(UnitFormat::Vhdx),
             Format::Qcow2 => Some(UnitFormat::Qcow2),
@@ -121,6 +126,7 @@ impl UnitFormat {
         match self {
             UnitFormat::Raw => Format::Raw,
             UnitFormat::Vhd => Format::Vhd(VhdKind::Unknown),
+            UnitFormat::VhdFixed => Format::Vhd(VhdKind::Fixed),
             UnitFormat::Vhdx => Format::Vhdx,
             UnitFormat::Qcow2 => Format::Qcow2,
         }

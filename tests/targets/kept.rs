@@ -130,7 +130,7 @@ impl Site {
     }
 
     /// A judge inside the server's namespace.
-    fn judge(&self, program: &str, arguments: &[&str]) -> Option<(bool, String)> {
+    pub(crate) fn judge(&self, program: &str, arguments: &[&str]) -> Option<(bool, String)> {
         // Missing ones are skipped before.
         judge(program, &["--help"])?;
         let output = self.inside(program).args(arguments).output().unwrap();

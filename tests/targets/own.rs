@@ -108,3 +108,82 @@ fn a_second_server_on_a_data_directory_is_refused() {
     assert!(said.contains("is in use by process"), "{said}");
     site.run("status");
 }
+
+/// A block device over a file, while it lives.
+struct Loop(String);
+
+impl Loop {
+    /// `None` where there are no loop devices for this user.
+    fn over(file: &Path, sector_bytes: u32) -> Option<Loop> {
+        let sector_size = format!("--sector-size={sector_bytes}");
+        let (is_there, said) = judge(
+            "losetup",
+            &[&sector_size, "-f", "--show", file.to_str().unwrap()],
+        )?;
+        if !is_there {
+            eprintln!("skipped: no loop device for this user: {said}");
+            return None;
+        }
+        Some(Loop(said.trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        judge("losetup", &["-d", &self.0]);
+    }
+}
+
+#[test]
+fn a_drive_is_imported_with_the_blocks_it_has() {
+    let Some(site) = Site::start() else {
+        return;
+    };
+    let file = sparse(site.directory.path(), "drive", 8);
+    let mut bytes = vec![0; 8 << 20];
+    bytes[..4096].fill(1);
+    bytes[5 << 20..6 << 20].fill(0xa5);
+    fs::write(&file, &bytes).unwrap();
+
+    let Some(old) = Loop::over(&file, 512) else {
+        return;
+    };
+    site.run(&format!("image import old {}", old.0));
+    let image = site.directory.path().join("data/images/old/v001/disk.raw");
+    assert!(fs::read(image).unwrap() == bytes);
+    site.run(&format!("disk import old {}", old.0));
+    let disk = site.directory.path().join("data/disks/old.raw");
+    assert!(fs::read(disk).unwrap() == bytes);
+
+    drop(old);
+
+    let Some(new) = Loop::over(&file, 4096) else {
+        return;
+    };
+    let device = &new.0;
+    for line in [
+        format!("image import new {device}"),
+        format!("disk import new {device}"),
+        format!("disk import new {device} --format vhd"),
+    ] {
+        let (is_done, said) = site.ask(&line);
+        assert!(
+            !is_done && said.contains("blocks of 4096"),
+            "{line}: {said}"
+        );
+        assert!(said.contains("--format vhdx"), "{line}: {said}");
+    }
+    site.run(&format!("disk import new {device} --format vhdx"));
+    site.run("target add data");
+    site.run("target lun add data --disk new");
+    let url = site.url("data", 0);
+    let Some((is_done, said)) = site.qemu_io(&url, &["read -P 1 0 4k", "read -P 0xa5 5M 1M"])
+    else {
+        return;
+    };
+    assert!(is_done, "{said}");
+    let Some((_, said)) = site.judge("iscsi-readcapacity16", &[&url]) else {
+        return;
+    };
+    assert!(said.contains("BYTES:4096"), "{said}");
+}

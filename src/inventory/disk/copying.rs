@@ -9,16 +9,13 @@ use std::sync::Arc;
 use disk::probe::Format;
 use disk::{Access, Allocation, CopyError, Disk, DiskError, NewDisk, Opening, SharedDisk};
 use rustix::fs::ioctl_ficlone;
-use uuid::Uuid;
 
 use super::files::Busy;
-use super::{
-    DiskFormat, DiskKind, Disks, NewOwnDisk, OwnDisk, SIZE_STEP_BYTES, uncreated, unopened,
-};
+use super::{DiskFormat, DiskKind, Disks, NewOwnDisk, OwnDisk, SIZE_STEP_BYTES, unmade, unopened};
 use crate::inventory::import::{Origin, fetch};
 use crate::inventory::job::{Job, JobKind, Outcome, Progress};
-use crate::inventory::source::named;
-use crate::inventory::spool::Spool;
+use crate::inventory::source::{Stamp, named};
+use crate::inventory::spool::{Becomes, Spool};
 use crate::inventory::{Error, Export, Inventory, Result};
 
 /// Bytes compared at a time.
@@ -42,16 +39,18 @@ impl Inventory {
             // What can be refused is refused at once.
             Origin::File(path) => {
                 let source = Source::open(&path)?;
+                source.require_blocks(format)?;
                 self.start_copy(JobKind::Import, new, format, |_| Ok(source))
             }
             Origin::Stream(spool) => {
                 let source = Source::spooled(spool)?;
+                source.require_blocks(format)?;
                 self.start_copy(JobKind::Import, new, format, |_| Ok(source))
             }
             Origin::Url(address) => {
                 let images = Arc::clone(&self.images);
                 self.start_copy(JobKind::Import, new, format, move |progress| {
-                    Source::spooled(fetch(&address, &images, progress)?)
+                    Source::spooled(fetch(&address, Becomes::Disk, &images, progress)?)
                 })
             }
         }
@@ -65,6 +64,7 @@ impl Inventory {
         let opened = self.open_own_disk(disk, Access::ReadOnly)?;
         let format = match disk.kind {
             DiskKind::Raw => DiskFormat::Raw,
+            DiskKind::VhdFixed => DiskFormat::VhdFixed,
             DiskKind::Vhd if is_fixed(&path) => DiskFormat::VhdFixed,
             DiskKind::Vhd => DiskFormat::Vhd,
             DiskKind::Vhdx => DiskFormat::Vhdx,
@@ -88,7 +88,7 @@ impl Inventory {
         let subject = disk.name.to_string();
         self.start_job(kind, subject, move |progress| {
             let source = source(progress)?;
-            let copied = source.copy_to(&disks, disk.id, format, progress);
+            let copied = source.copy_to(&disks, &disk, format, progress);
             if let Err(error) = copied {
                 disks.discard(disk.id);
                 return Err(error);
@@ -126,7 +126,7 @@ impl Inventory {
         let mut file = super::files::file_name(&disk.name, format.kind());
         if file == disk.file {
             // Another file until the switch; names of disks have no dot.
-            file = PathBuf::from(format!("{}.2.{}", disk.name, format.kind().word()));
+            file = PathBuf::from(format!("{}.2.{}", disk.name, format.kind().suffix()));
         }
         let converted = OwnDisk {
             file,
@@ -140,7 +140,7 @@ impl Inventory {
             let _busy: Busy = busy;
             let source = Source::of(opened);
             let copied = source
-                .copy_to(&disks, disk.id, format, progress)
+                .copy_to(&disks, &disk, format, progress)
                 .and_then(|copy| compare(&*source.disk, &*copy, progress));
             if let Err(error) = copied {
                 disks.discard(disk.id);
@@ -156,8 +156,12 @@ impl Inventory {
 /// A disk that is copied; nobody writes it as long as it is open here.
 struct Source {
     disk: SharedDisk,
+    /// As people know it, where it is not one of ours.
+    shown: Option<String>,
     /// The file whose bytes the disk's are, where blocks may be shared with it.
     file: Option<PathBuf>,
+    /// A file that somebody may write although it is open here.
+    stamp: Option<(PathBuf, Stamp)>,
     /// Keeps the file of a stream.
     _spool: Option<Spool>,
 }
@@ -172,6 +176,7 @@ impl Source {
     fn spooled(spool: Spool) -> Result<Source> {
         let source = Source::open_as(spool.path(), spool.shown())?;
         Ok(Source {
+            stamp: None,
             _spool: Some(spool),
             ..source
         })
@@ -179,42 +184,66 @@ impl Source {
 
     /// `shown` is what people know it as.
     fn open_as(path: &Path, shown: &str) -> Result<Source> {
-        super::files::require_disk(path)?;
+        let is_device = super::files::require_disk(path)?;
+        let stamp =
+            Stamp::of(path).map_err(|e| Error::Invalid(format!("cannot read {shown}: {e}")))?;
         let opened = disk::open(path, &Opening::new(Access::ReadOnly));
-        let disk = opened.map_err(|error| {
-            let words = named(&error, path, shown);
-            match unopened(error) {
-                Error::Conflict(_) => Error::Conflict(words),
-                Error::NotFound(_) => Error::NotFound(words),
-                Error::Invalid(_) => Error::Invalid(words),
-                _ => Error::Failed(words),
-            }
-        })?;
+        let disk = opened.map_err(|e| unopened(e).reworded(|words| named(&words, path, shown)))?;
         if disk.geometry().size_bytes == 0 {
             return Err(Error::Invalid(format!(
                 "{shown} is empty: there is no disk in it"
             )));
         }
-        Ok(Source::of(disk))
+        Ok(Source {
+            shown: Some(shown.to_owned()),
+            stamp: (!is_device).then(|| (path.to_owned(), stamp)),
+            ..Source::of(disk)
+        })
     }
 
     fn of(disk: SharedDisk) -> Source {
         Source {
             disk,
+            shown: None,
             file: None,
+            stamp: None,
             _spool: None,
         }
     }
 
-    /// Copies it to the unfinished file of `id`, durably.
+    /// Refuses a format that cannot say how long this disk's blocks are: its
+    /// partition table would not be found.
+    fn require_blocks(&self, format: DiskFormat) -> Result<()> {
+        let bytes = self.disk.geometry().logical_block_bytes;
+        if bytes != 4096 || format.kind() == DiskKind::Vhdx {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "{} has blocks of {bytes} bytes, and a {} file does not say so: its partition table \
+             would not be found (`diskless disk import NAME FILE --format vhdx` keeps its blocks)",
+            self.shown.as_deref().unwrap_or("the disk"),
+            format.kind().suffix()
+        )))
+    }
+
+    /// Refuses a file that was written while it was read.
+    fn require_unchanged(&self) -> Result<()> {
+        let Some((path, stamp)) = &self.stamp else {
+            return Ok(());
+        };
+        stamp.require(path, self.shown.as_deref().unwrap_or_default())
+    }
+
+    /// Copies it to the unfinished file of `made`, durably.
     fn copy_to(
         &self,
         disks: &Disks,
-        id: Uuid,
+        made: &OwnDisk,
         format: DiskFormat,
         progress: &Progress,
     ) -> Result<SharedDisk> {
-        let path = disks.unfinished_path(id);
+        self.require_blocks(format)?;
+        let path = disks.unfinished_path(made.id);
         let geometry = self.disk.geometry();
         progress.begin("copying", Some(geometry.size_bytes));
         if let Some(file) = &self.file
@@ -231,13 +260,13 @@ impl Source {
                 _ => 512,
             },
         };
-        let copy = disk::create(&path, &new).map_err(uncreated)?;
+        let copy = disk::create(&path, &new).map_err(|e| unmade(e, &path, &made.name))?;
         let mut heard = |done_bytes| match progress.advance(done_bytes) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
         };
         match disk::copy(&*self.disk, &*copy, &mut heard) {
-            Ok(()) => Ok(copy),
+            Ok(()) => self.require_unchanged().map(|()| copy),
             Err(CopyError::Cancelled) => Err(progress.cancellation()),
             Err(CopyError::Target(DiskError::NoSpace(_))) => Err(Error::Failed(
                 "no space left under the data directory; nothing was kept".to_owned(),
@@ -308,4 +337,34 @@ fn compare(source: &dyn Disk, copy: &dyn Disk, progress: &Progress) -> Result<()
 fn is_fixed(path: &Path) -> bool {
     let format = disk::probe::probe(path);
     matches!(format, Ok(Format::Vhd(disk::probe::VhdKind::Fixed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::tests::Site;
+
+    #[test]
+    fn a_source_that_is_written_while_it_is_copied_is_refused() {
+        let site = Site::new();
+        let path = site.directory().join("a.raw");
+        std::fs::write(&path, vec![1; 1 << 20]).unwrap();
+        let new = NewOwnDisk {
+            name: crate::inventory::Name::parse("a").unwrap(),
+            comment: String::new(),
+        };
+        let made = site.disks.draft(new, DiskKind::Raw, None);
+        let source = Source::open(&path).unwrap();
+        let progress = Progress::for_tests();
+        let copy = || source.copy_to(&site.disks, &made, DiskFormat::Raw, &progress);
+        copy().unwrap();
+        site.disks.discard(made.id);
+        let written = File::options().append(true).open(&path).unwrap();
+        written.set_len((1 << 20) + 512).unwrap();
+        let refusal = copy().err().unwrap().to_string();
+        assert!(
+            refusal.contains("a.raw changed while it was read"),
+            "{refusal}"
+        );
+    }
 }

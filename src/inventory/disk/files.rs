@@ -335,7 +335,7 @@ fn changed(disk: &OwnDisk) -> Error {
 
 /// The name of a disk's file here.
 pub(super) fn file_name(name: &str, kind: DiskKind) -> PathBuf {
-    PathBuf::from(format!("{name}.{}", kind.word()))
+    PathBuf::from(format!("{name}.{}", kind.suffix()))
 }
 
 /// The disk and the file name in the name of a file that stepped aside.

@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::inventory::tests::{Site, mac};
-use crate::inventory::{MachineChange, NewMachine, Origin, Outcome};
+use crate::inventory::{Becomes, MachineChange, NewMachine, Origin, Outcome};
 
 const GIB: u64 = 1 << 30;
 
@@ -441,7 +441,7 @@ fn a_disk_grows_and_never_shrinks() {
 #[test]
 fn a_stream_becomes_a_disk() {
     let site = Site::new();
-    let mut spool = site.spool("standard input").unwrap();
+    let mut spool = site.spool("standard input", Becomes::Disk).unwrap();
     spool.write(&vec![7; 1 << 20]).unwrap();
     spool.finish().unwrap();
     let origin = Origin::Stream(spool);
@@ -459,7 +459,7 @@ fn a_stream_becomes_a_disk() {
 fn a_stream_that_is_no_disk_is_refused_by_the_name_people_know() {
     let site = Site::new();
     for (bytes, what) in [(&b"vhdxfile"[..], "header"), (b"", "empty"), (b"x", "512")] {
-        let mut spool = site.spool("standard input").unwrap();
+        let mut spool = site.spool("standard input", Becomes::Disk).unwrap();
         spool.write(bytes).unwrap();
         spool.finish().unwrap();
         let origin = Origin::Stream(spool);
@@ -471,4 +471,86 @@ fn a_stream_that_is_no_disk_is_refused_by_the_name_people_know() {
         );
         assert!(!refusal.contains(".tmp"), "{refusal}");
     }
+}
+
+#[test]
+fn a_compressed_stream_is_refused_with_the_command_it_was_sent_by() {
+    let site = Site::new();
+    let mut spool = site.spool("standard input", Becomes::Disk).unwrap();
+    spool.write(b"\x1f\x8b\x08 and more of it").unwrap();
+    let refusal = spool.finish().unwrap_err().to_string();
+    assert!(
+        refusal.contains("`zcat FILE.gz | diskless disk import NAME -`"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_disk_that_its_format_cannot_hold_is_refused_by_its_name() {
+    let site = Site::new();
+    let source = site.directory().join("large.raw");
+    fs::File::create(&source)
+        .unwrap()
+        .set_len(2041 << 30)
+        .unwrap();
+    let import = site.import_own_disk(named("large"), DiskFormat::Vhd, Origin::File(source));
+    let imported = made(&site, import).unwrap_err();
+    let created = site.create_own_disk(named("large"), DiskFormat::Vhd, 2041 << 30);
+    for refusal in [imported, created.unwrap_err().to_string()] {
+        assert!(
+            refusal.starts_with("disk large cannot be made: a VHD holds up to 2040 GiB"),
+            "{refusal}"
+        );
+    }
+    assert_eq!(site.names_in_disks(), Vec::<String>::new());
+}
+
+#[test]
+fn blocks_of_4096_bytes_are_kept_or_the_copy_is_refused() {
+    let site = Site::new();
+    let source = site.directory().join("a.vhdx");
+    let new = NewDisk {
+        format: NewFormat::VhdxDynamic,
+        size_bytes: 12 << 20,
+        logical_block_bytes: 4096,
+    };
+    drop(disk::create(&source, &new).unwrap());
+    for format in [DiskFormat::Raw, DiskFormat::Vhd, DiskFormat::VhdFixed] {
+        let origin = Origin::File(source.clone());
+        let refusal = site.import_own_disk(named("a"), format, origin);
+        let refusal = refusal.unwrap_err().to_string();
+        assert!(
+            refusal.contains("a.vhdx has blocks of 4096") && refusal.contains("--format vhdx"),
+            "{refusal}"
+        );
+    }
+    let import = site.import_own_disk(named("a"), DiskFormat::Vhdx, Origin::File(source));
+    let disk = made(&site, import).unwrap();
+    let open = site.open_own_disk(&disk, Access::ReadOnly).unwrap();
+    assert_eq!(open.geometry().logical_block_bytes, 4096);
+    drop(open);
+    let refusal = made(&site, site.convert_own_disk(&disk, DiskFormat::Raw)).unwrap_err();
+    assert!(refusal.contains("blocks of 4096"), "{refusal}");
+}
+
+/// Who writes a disk may write the copy of a dynamic disk's footer at its
+/// front, and the one at its end may be lost.
+#[test]
+fn a_fixed_vhd_stays_one_whatever_is_written_to_it() {
+    let mut site = Site::new();
+    let small = |name, format| site.create_own_disk(named(name), format, 4 << 20).unwrap();
+    let fixed = small("fixed", DiskFormat::VhdFixed);
+    let dynamic = small("dynamic", DiskFormat::Vhd);
+    let front = fs::read(site.own_disk_path(&dynamic)).unwrap();
+    let open = site.open_own_disk(&fixed, Access::ReadWrite).unwrap();
+    open.write(0, &front).unwrap();
+    drop(open);
+    let path = site.own_disk_path(&fixed);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_len(4 << 20).unwrap();
+    site.restart();
+    let fixed = site.own_disk("fixed").unwrap();
+    assert_eq!(fixed.kind, DiskKind::VhdFixed);
+    let refusal = site.open_own_disk(&fixed, Access::ReadOnly);
+    assert!(matches!(refusal, Err(Error::Invalid(_))), "believed");
 }

@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 
 use super::*;
 use crate::inventory::tests::Site;
-use crate::inventory::{ImportRequest, Name, Origin, Outcome};
+use crate::inventory::{Becomes, ImportRequest, Name, Origin, Outcome};
 
 /// A server on loopback. `answer` hears the request's number and its head, and
 /// says what is sent before the connection is closed.
@@ -64,7 +64,7 @@ fn fetched_with(
 ) -> Result<Vec<u8>, String> {
     let site = Site::new();
     let address = Address::parse(url).map_err(|e| e.to_string())?;
-    let mut spool = site.spool(url).unwrap();
+    let mut spool = site.spool(url, Becomes::Image).unwrap();
     let progress = Progress::for_tests();
     let download = Download {
         address: &address,

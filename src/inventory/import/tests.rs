@@ -193,7 +193,7 @@ fn a_disk_with_other_blocks_than_an_image_has_is_refused() {
 /// Imports a stream that came in pieces.
 fn import_stream(site: &Site, pieces: &[&[u8]]) -> Result<Arc<Image>, String> {
     let said = |e: Error| e.to_string();
-    let mut spool = site.spool("standard input").map_err(said)?;
+    let mut spool = site.spool("standard input", Becomes::Image).map_err(said)?;
     for piece in pieces {
         spool.write(piece).map_err(said)?;
     }
@@ -256,7 +256,7 @@ fn a_stream_that_is_no_disk_leaves_nothing() {
 #[test]
 fn a_stream_there_is_no_room_for_is_refused() {
     let site = Site::new();
-    let spool = site.spool("standard input").unwrap();
+    let spool = site.spool("standard input", Becomes::Image).unwrap();
     let refusal = spool.require_room(1 << 60).unwrap_err().to_string();
     assert!(
         refusal.contains("no space left for standard input"),
