@@ -1,7 +1,8 @@
 //! Exports: a disk of ours becomes a file of somebody else's.
 //!
 //! Written under a temporary name beside the target, synced, and given its name
-//! at the end: what fails or is cancelled leaves nothing. The file belongs to
+//! at the end: what fails or is cancelled leaves nothing, and what dies with the
+//! program is removed at its next start ([`unfinished`]). The file belongs to
 //! whoever owns the directory it lies in, and only its owner reads it: it holds
 //! what the disk holds.
 
@@ -14,10 +15,15 @@ use std::sync::Arc;
 use disk::{CopyError, Disk, DiskError, NewDisk, NewFormat, SharedDisk};
 use rustix::fs::{CWD, OFlags, RenameFlags, ioctl_ficlone, renameat_with};
 use rustix::process::geteuid;
-use uuid::Uuid;
+
+pub(super) use unfinished::{NOTES, tidy};
 
 use super::job::{Job, JobKind, Outcome, Progress};
+use super::source::named;
 use super::{Error, Image, ImageRef, Inventory, Result, sync_directory};
+use unfinished::Unfinished;
+
+mod unfinished;
 
 /// Where a disk is to go.
 #[derive(Clone, Debug)]
@@ -103,13 +109,8 @@ impl Inventory {
     ) -> Result<Job> {
         let target = Target::check(self.data(), export)?;
         self.start_job(JobKind::Export, subject, move |progress| {
-            let written = target
-                .write(&*disk, plain.as_deref(), progress)
-                .and_then(|()| target.publish());
-            if let Err(error) = written {
-                let _ = fs::remove_file(&target.unfinished);
-                return Err(error);
-            }
+            target.write(&*disk, plain.as_deref(), progress)?;
+            target.publish()?;
             Ok(Outcome::Exported(Exported {
                 stored_bytes: fs::metadata(&target.path).map_or(0, |m| m.blocks() * 512),
                 size_bytes: disk.geometry().size_bytes,
@@ -135,8 +136,8 @@ pub(crate) fn open_image(image: &Image) -> Result<SharedDisk> {
 struct Target {
     path: PathBuf,
     directory: PathBuf,
-    /// Name until it is whole.
-    unfinished: PathBuf,
+    /// What it is until it is whole.
+    unfinished: Unfinished,
     format: ExportFormat,
     existing: Existing,
 }
@@ -180,11 +181,8 @@ impl Target {
             Ok(_) if existing == Existing::Stays => return Err(is_there(&path)),
             _ => {}
         }
-        let mut unfinished = std::ffi::OsString::from(".");
-        unfinished.push(name);
-        unfinished.push(format!(".{}", Uuid::new_v4().simple()));
         Ok(Target {
-            unfinished: directory.join(unfinished),
+            unfinished: Unfinished::begin(&data.join(NOTES), &directory, name)?,
             path: directory.join(name),
             directory,
             format,
@@ -202,7 +200,7 @@ impl Target {
             ExportFormat::VhdFixed => NewFormat::VhdFixed,
             ExportFormat::Vhdx => NewFormat::VhdxDynamic,
             ExportFormat::Qcow2 => {
-                let path = &self.unfinished;
+                let path = self.unfinished.path();
                 let written = disk::export_qcow2(disk, path, &mut |done| progress.heard(done));
                 return written.map_err(|e| self.unwritten(e, progress));
             }
@@ -215,11 +213,10 @@ impl Target {
                 _ => 512,
             },
         };
-        let copy =
-            disk::create(&self.unfinished, &new).map_err(|e| Error::Failed(e.to_string()))?;
+        let copy = disk::create(self.unfinished.path(), &new).map_err(|e| self.uncreated(&e))?;
         if self.format == ExportFormat::Raw
             && let Some(plain) = plain
-            && share_blocks(plain, &self.unfinished).is_ok()
+            && share_blocks(plain, self.unfinished.path()).is_ok()
         {
             return Ok(());
         }
@@ -239,7 +236,9 @@ impl Target {
         let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
         file.sync_all().map_err(failed)?;
         match self.existing {
-            Existing::IsReplaced => fs::rename(&self.unfinished, &self.path).map_err(failed)?,
+            Existing::IsReplaced => {
+                fs::rename(self.unfinished.path(), &self.path).map_err(failed)?
+            }
             Existing::Stays => self.rename_to_new().map_err(|e| match e.kind() {
                 io::ErrorKind::AlreadyExists => is_there(&self.path),
                 _ => failed(e),
@@ -252,12 +251,12 @@ impl Target {
     /// another into its place, or a link to one that is not theirs: that is
     /// never given to them.
     fn finished(&self) -> Result<File> {
-        let path = self.unfinished.display();
+        let path = self.unfinished.path().display();
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = File::options()
             .read(true)
             .custom_flags(flags.bits().cast_signed())
-            .open(&self.unfinished)
+            .open(self.unfinished.path())
             .map_err(|e| Error::Failed(format!("cannot finish {path}: {e}")))?;
         let found = file
             .metadata()
@@ -274,14 +273,19 @@ impl Target {
     /// Fails when the name has been taken meanwhile.
     fn rename_to_new(&self) -> io::Result<()> {
         let flags = RenameFlags::NOREPLACE;
-        match renameat_with(CWD, &self.unfinished, CWD, &self.path, flags) {
+        match renameat_with(CWD, self.unfinished.path(), CWD, &self.path, flags) {
             // The file system cannot tell; a second name is as exclusive.
             Err(rustix::io::Errno::INVAL) => {
-                fs::hard_link(&self.unfinished, &self.path)?;
-                fs::remove_file(&self.unfinished)
+                fs::hard_link(self.unfinished.path(), &self.path)?;
+                fs::remove_file(self.unfinished.path())
             }
             renamed => Ok(renamed?),
         }
+    }
+
+    fn uncreated(&self, error: &disk::OpenError) -> Error {
+        let shown = self.path.display().to_string();
+        Error::Failed(named(error, self.unfinished.path(), &shown))
     }
 
     fn unwritten(&self, error: CopyError, progress: &Progress) -> Error {

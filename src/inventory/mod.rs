@@ -142,6 +142,7 @@ impl Inventory {
         let store = Arc::new(Store::open(&data.join("state.db"))?);
         let images = image::Images::open(data.join("images"))?;
         let disks = self::disk::Disks::open(data.join("disks"), Arc::clone(&store))?;
+        export::tidy(&data.join(export::NOTES))?;
         let inventory = Inventory {
             data,
             limits,

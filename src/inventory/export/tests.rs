@@ -114,7 +114,7 @@ fn a_name_taken_meanwhile_is_not_written_over() {
     let site = Site::new();
     let path = site.directory().join("a.raw");
     let target = Target::check(site.data(), to(path.clone())).unwrap();
-    fs::write(&target.unfinished, "new").unwrap();
+    fs::write(target.unfinished.path(), "new").unwrap();
     fs::write(&path, "precious").unwrap();
     let refusal = target.publish().unwrap_err().to_string();
     assert!(refusal.contains("is there already"), "{refusal}");
@@ -135,7 +135,7 @@ fn a_link_put_in_place_of_the_file_gives_nothing_away() {
     for make in make {
         let path = site.directory().join("a.raw");
         let target = Target::check(site.data(), to(path.clone())).unwrap();
-        make(&victim, &target.unfinished).unwrap();
+        make(&victim, target.unfinished.path()).unwrap();
         let refusal = target.publish().unwrap_err();
         assert_eq!(
             fs::metadata(&victim).unwrap().mode() & 0o777,
@@ -143,7 +143,7 @@ fn a_link_put_in_place_of_the_file_gives_nothing_away() {
             "{refusal}"
         );
         assert!(path.symlink_metadata().is_err());
-        fs::remove_file(&target.unfinished).unwrap();
+        fs::remove_file(target.unfinished.path()).unwrap();
     }
 }
 
