@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::image::{Content, Images, Part, VersionWriter};
 use super::job::{Job, JobKind, Outcome, Progress};
-use super::{Error, Image, Inventory, Name, Result};
+use super::{Error, Image, Inventory, Name, Result, comment};
 
 /// What to commit.
 #[derive(Debug)]
@@ -32,17 +32,10 @@ pub(crate) struct CommitRequest {
     pub(crate) comment: String,
 }
 
-/// Longest comment.
-const COMMENT_MAX_BYTES: usize = 1000;
-
 impl Inventory {
     /// Starts a commit; what can be refused at once is.
     pub(crate) fn start_commit(&self, request: CommitRequest) -> Result<Job> {
-        if request.comment.len() > COMMENT_MAX_BYTES {
-            return Err(Error::Invalid(format!(
-                "the comment is too long: {COMMENT_MAX_BYTES} bytes at most"
-            )));
-        }
+        comment::check(&request.comment)?;
         let overlay = self.overlay(request.overlay)?;
         let directory = self.overlay_directory(overlay.uuid);
         let refused = |e: ::disk::OpenError| Error::Failed(format!("cannot commit: {e}"));

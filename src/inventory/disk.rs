@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::machine::nearest;
 use super::source::named;
 use super::store::Facts;
-use super::{Assignment, Error, Inventory, Machine, Name, Result, Survives, UnitKind};
+use super::{Assignment, Error, Inventory, Machine, Name, Result, Survives, UnitKind, comment};
 
 pub(super) use files::Disks;
 pub(crate) use files::stored_bytes;
@@ -42,9 +42,6 @@ const SIZE_STEP_BYTES: u64 = 4096;
 const LOGICAL_BLOCK_BYTES: u32 = 512;
 /// How deep parents may stand on parents.
 const PARENTS_MAX: usize = 32;
-/// Longest comment.
-const COMMENT_MAX_BYTES: usize = 1000;
-
 /// A disk file that is written in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct OwnDisk {
@@ -502,11 +499,7 @@ impl Inventory {
 
     /// Refuses a disk that cannot be made, before anything of it is there.
     pub(crate) fn check_new(&self, new: &NewOwnDisk) -> Result<()> {
-        if new.comment.len() > COMMENT_MAX_BYTES {
-            return Err(Error::Invalid(format!(
-                "the comment is too long: {COMMENT_MAX_BYTES} bytes at most"
-            )));
-        }
+        comment::check(&new.comment)?;
         // Asked again when it is put down; here before anything is written.
         self.store.read(|facts| require_new(facts, &new.name))
     }

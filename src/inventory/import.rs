@@ -16,7 +16,7 @@ use super::image::{CRC_CHUNK_BYTES, Content, Images, LOGICAL_BLOCK_BYTES, Part, 
 use super::job::{Job, JobKind, Outcome, Progress};
 use super::source::{Hole, Source};
 use super::spool::{Becomes, Spool};
-use super::{Error, Image, Inventory, Name, Result};
+use super::{Error, Image, Inventory, Name, Result, comment};
 
 /// What to import.
 #[derive(Debug)]
@@ -40,17 +40,10 @@ pub(crate) enum Origin {
     Url(Address),
 }
 
-/// Longest comment.
-const COMMENT_MAX_BYTES: usize = 1000;
-
 impl Inventory {
     /// Starts an import; what can be refused at once is.
     pub(crate) fn start_import(&self, request: ImportRequest) -> Result<Job> {
-        if request.comment.len() > COMMENT_MAX_BYTES {
-            return Err(Error::Invalid(format!(
-                "the comment is too long: {COMMENT_MAX_BYTES} bytes at most"
-            )));
-        }
+        comment::check(&request.comment)?;
         let origin = match request.origin {
             Origin::File(path) => Found::Here(Source::open(&path)?),
             Origin::Stream(spool) => Found::Here(Source::spooled(spool)?),

@@ -11,6 +11,7 @@
 //! threads that may wait. Reads are answered from memory or from SQLite's page
 //! cache (microseconds); writes that promise durability wait for one `fsync`.
 
+mod comment;
 mod commit;
 mod disk;
 mod download;

@@ -4,7 +4,8 @@
 use rusqlite::params;
 use uuid::Uuid;
 
-use super::{Facts, read_mode, read_name, read_time};
+use super::Facts;
+use super::overlays::{COLUMNS, read_overlay};
 use crate::inventory::machine::mode_word;
 use crate::inventory::{Overlay, Result};
 
@@ -31,20 +32,11 @@ impl Facts<'_> {
         parameters: impl rusqlite::Params,
     ) -> Result<Vec<Overlay>> {
         let sql = format!(
-            "SELECT uuid, machine, image, version, mode, created FROM former_overlays
+            "SELECT {COLUMNS} FROM former_overlays
              WHERE {condition} ORDER BY replaced DESC, uuid"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
-        let rows = statement.query_map(parameters, |row| {
-            Ok(Overlay {
-                uuid: Uuid::from_bytes(row.get(0)?),
-                machine: Uuid::from_bytes(row.get(1)?),
-                image: read_name(row, 2)?,
-                version: row.get(3)?,
-                mode: read_mode(row, 4)?,
-                created: read_time(5, row.get(5)?)?,
-            })
-        })?;
+        let rows = statement.query_map(parameters, read_overlay)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 

@@ -1,11 +1,14 @@
 //! Whose each overlay is, as saved.
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 use uuid::Uuid;
 
 use super::{Facts, read_mode, read_name, read_time};
 use crate::inventory::machine::mode_word;
 use crate::inventory::{Overlay, Result};
+
+/// Columns of an overlay, as [`read_overlay`] reads them.
+pub(super) const COLUMNS: &str = "uuid, machine, image, version, mode, created";
 
 /// Overlays.
 impl Facts<'_> {
@@ -30,20 +33,11 @@ impl Facts<'_> {
         parameters: impl rusqlite::Params,
     ) -> Result<Vec<Overlay>> {
         let sql = format!(
-            "SELECT uuid, machine, image, version, mode, created FROM overlays
+            "SELECT {COLUMNS} FROM overlays
              WHERE {condition} ORDER BY created, uuid"
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
-        let rows = statement.query_map(parameters, |row| {
-            Ok(Overlay {
-                uuid: Uuid::from_bytes(row.get(0)?),
-                machine: Uuid::from_bytes(row.get(1)?),
-                image: read_name(row, 2)?,
-                version: row.get(3)?,
-                mode: read_mode(row, 4)?,
-                created: read_time(5, row.get(5)?)?,
-            })
-        })?;
+        let rows = statement.query_map(parameters, read_overlay)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
@@ -73,4 +67,16 @@ impl Facts<'_> {
             .execute([uuid.into_bytes()])?;
         Ok(())
     }
+}
+
+/// The overlay in a row of [`COLUMNS`].
+pub(super) fn read_overlay(row: &Row<'_>) -> rusqlite::Result<Overlay> {
+    Ok(Overlay {
+        uuid: Uuid::from_bytes(row.get(0)?),
+        machine: Uuid::from_bytes(row.get(1)?),
+        image: read_name(row, 2)?,
+        version: row.get(3)?,
+        mode: read_mode(row, 4)?,
+        created: read_time(5, row.get(5)?)?,
+    })
 }
