@@ -213,6 +213,8 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(points::restore))
         .routes(routes!(points::branch))
         .routes(routes!(points::commit))
+        .routes(routes!(points::export))
+        .routes(routes!(points::content))
         .routes(routes!(disks::list, disks::add))
         .routes(routes!(disks::register))
         .routes(routes!(disks::import))

@@ -4,15 +4,17 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::response::Response;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::error::{Body, Path};
+use super::exports::ExportDisk;
 use super::jobs::{self, Begun, Job};
 use super::overlays::{Overlay, closed, named, present, record, shown as shown_overlay, with};
-use super::{Api, ApiError, ErrorBody};
+use super::{Api, ApiError, ErrorBody, streams};
 use crate::inventory::{CommitRequest, FoundPoint, Name, note, short, unopened};
 
 /// A moment of an overlay one can go back to.
@@ -246,6 +248,54 @@ pub(super) async fn branch(
         Ok((StatusCode::CREATED, Json(shown)))
     })
     .await
+}
+
+/// Writes what an overlay held at a restore point to a file of another
+/// program's: a job, whose result is the file. The machine may run meanwhile.
+#[utoipa::path(post, path = "/overlays/{overlay}/points/{point}/export", tag = "overlays",
+    operation_id = "export_point",
+    params(("overlay" = String, Path, description = "its UUID, or its machine"),
+        ("point" = String, Path, description = "its id, the beginning of one, or \"latest\"")),
+    request_body = ExportDisk,
+    responses((status = 202, description = "the export, begun", body = Job),
+        (status = 404, description = "there is no such point", body = ErrorBody),
+        (status = 409, description = "the file is there", body = ErrorBody)))]
+pub(super) async fn export(
+    State(api): State<Api>,
+    Path((overlay, point)): Path<(String, String)>,
+    Body(body): Body<ExportDisk>,
+) -> Result<Begun, ApiError> {
+    api.work(move |api| {
+        let (overlay, _) = named(api, &overlay)?;
+        let at = api.inventory.point(&overlay, &point)?;
+        Ok(jobs::begun(
+            api,
+            api.inventory.export_point(&at, body.into())?,
+        ))
+    })
+    .await
+}
+
+/// The bytes of what an overlay held at a restore point.
+#[utoipa::path(get, path = "/overlays/{overlay}/points/{point}/content", tag = "overlays",
+    operation_id = "point_content",
+    params(("overlay" = String, Path, description = "its UUID, or its machine"),
+        ("point" = String, Path, description = "its id, the beginning of one, or \"latest\"")),
+    responses((status = 200, description = "the disk, raw",
+            content_type = "application/octet-stream"),
+        (status = 404, description = "there is no such point", body = ErrorBody)))]
+pub(super) async fn content(
+    State(api): State<Api>,
+    Path((overlay, point)): Path<(String, String)>,
+) -> Result<Response, ApiError> {
+    let disk = api
+        .work(move |api| {
+            let (overlay, _) = named(api, &overlay)?;
+            let at = api.inventory.point(&overlay, &point)?;
+            Ok(api.inventory.open_point(&at)?)
+        })
+        .await?;
+    Ok(streams::pour(disk))
 }
 
 /// Makes what a machine has on its disk the next version of its image, or of

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use jiff::Timestamp;
 
 use super::client::{Client, part};
+use super::export::Target;
 use super::job;
 use super::show::{Answer, ago, bytes, or_dash, table, time};
 use super::size::size;
@@ -77,6 +78,17 @@ pub(super) enum Verb {
         /// Of a machine that runs: as a loss of power would leave its disk
         #[arg(long)]
         crash_consistent: bool,
+    },
+    /// Write what it held at a restore point to a file, or to standard output;
+    /// while the machine runs too
+    Export {
+        /// Its machine, or its UUID
+        #[arg(value_name = OVERLAY)]
+        overlay: String,
+        /// As `overlay points` shows it, or "latest"
+        point: String,
+        #[command(flatten)]
+        target: Target,
     },
     /// Limit what an overlay may hold
     Quota {
@@ -176,6 +188,14 @@ pub(super) async fn run(client: &Client, verb: Verb, json: bool) -> anyhow::Resu
             let job: Job = client.add(&at(&overlay, "/commits"), &asked).await?;
             let image: Image = job::follow(client, job, json).await?;
             Answer::new(committed(&image), &image)
+        }
+        Verb::Export {
+            overlay,
+            point,
+            target,
+        } => {
+            let noun = at(&overlay, &format!("/points/{}", part(&point)));
+            target.fill(client, &noun, &overlay, json).await
         }
         Verb::Quota { overlay, quota } => {
             let asked = SetOverlay {

@@ -37,23 +37,7 @@ impl Inventory {
     pub(crate) fn start_commit(&self, request: CommitRequest) -> Result<Job> {
         comment::check(&request.comment)?;
         let overlay = self.overlay(request.overlay)?;
-        let directory = self.overlay_directory(overlay.uuid);
-        let refused = |e: ::disk::OpenError| Error::Failed(format!("cannot commit: {e}"));
-        // What it lies on is said by the overlay itself.
-        let base = ::disk::Overlay::inspect(&directory).map_err(refused)?.base;
-        let image = self
-            .images()
-            .into_iter()
-            .find(|image| image.uuid.as_bytes() == &base.uuid)
-            .ok_or_else(|| {
-                Error::NotFound(format!(
-                    "the image below this overlay is not here any more ({base}): put it back"
-                ))
-            })?;
-        let damage = Arc::clone(&image.damage);
-        let golden = ::disk::image::open(&image.directory, &base, damage).map_err(refused)?;
-        let view = ::disk::Overlay::view(&directory, Some(request.at), Arc::new(golden), base)
-            .map_err(refused)?;
+        let (image, view) = self.view(overlay.uuid, request.at)?;
         let name = request.name.unwrap_or_else(|| image.name.clone());
         let images = Arc::clone(&self.images);
         let subject = format!("{image} to {name}");
@@ -67,6 +51,29 @@ impl Inventory {
         self.start_job(JobKind::Commit, subject, move |progress| {
             Ok(Outcome::Image(commit.run(&images, progress)?))
         })
+    }
+
+    /// An overlay, former or not, as it was at a restore point, and the image
+    /// below it.
+    pub(super) fn view(&self, overlay: Uuid, at: PointId) -> Result<(Arc<Image>, View)> {
+        let directory = self.overlay_directory(overlay);
+        let refused = |e: ::disk::OpenError| Error::Failed(format!("cannot read it: {e}"));
+        // What it lies on is said by the overlay itself.
+        let base = ::disk::Overlay::inspect(&directory).map_err(refused)?.base;
+        let image = self
+            .images()
+            .into_iter()
+            .find(|image| image.uuid.as_bytes() == &base.uuid)
+            .ok_or_else(|| {
+                Error::NotFound(format!(
+                    "the image below this overlay is not here any more ({base}): put it back"
+                ))
+            })?;
+        let damage = Arc::clone(&image.damage);
+        let golden = ::disk::image::open(&image.directory, &base, damage).map_err(refused)?;
+        let view =
+            ::disk::Overlay::view(&directory, Some(at), Arc::new(golden), base).map_err(refused)?;
+        Ok((image, view))
     }
 }
 

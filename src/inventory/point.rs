@@ -16,8 +16,8 @@ use uuid::Uuid;
 use super::disk::unopened;
 use super::overlay::{aside_name, no_overlay};
 use super::{
-    Assignment, Error, ImageRef, Inventory, Machine, MachineState, Overlay, OverlayMode, Result,
-    Survives, now, sync_directory,
+    Assignment, Error, Export, ImageRef, Inventory, Job, Machine, MachineState, Overlay,
+    OverlayMode, Result, Survives, now, sync_directory,
 };
 
 /// A restore point, and the overlay it is found in.
@@ -35,6 +35,20 @@ pub(crate) struct FoundPoint {
 const NO_GENERATION: u64 = 0;
 
 impl Inventory {
+    /// Opens what an overlay held at a restore point, to be read. The machine
+    /// may go on meanwhile: a restore point does not change.
+    pub(crate) fn open_point(&self, at: &FoundPoint) -> Result<SharedDisk> {
+        let (_, view) = self.view(at.overlay.uuid, at.point.note.id)?;
+        Ok(Arc::new(view))
+    }
+
+    /// Starts to export what an overlay held at a restore point.
+    pub(crate) fn export_point(&self, at: &FoundPoint, export: Export) -> Result<Job> {
+        let machine = self.machine(at.overlay.machine)?;
+        let subject = format!("{} at {}", machine.name, short(at.point.note.id));
+        self.start_export(subject, self.open_point(at)?, None, export)
+    }
+
     /// Opens an overlay that nothing has open.
     pub(crate) fn open_overlay(&self, overlay: &Overlay) -> Result<disk::Overlay> {
         let image = self.image(&ImageRef {

@@ -147,6 +147,29 @@ async fn points_are_given_up_and_overlays_reset() {
 }
 
 #[tokio::test]
+async fn an_overlay_goes_out_as_it_was_at_a_point() {
+    let (running, _) = with_overlay().await;
+    let target = running.directory.path().join("pc1.raw");
+    let export = format!("overlay export pc1 latest {}", target.display());
+    let refusal = running.answer(&export).await.unwrap_err();
+    assert!(refusal.contains("there is no restore point"), "{refusal}");
+    running.answer("overlay point pc1").await.unwrap();
+    let said = running.answer(&export).await.unwrap();
+    assert!(said.starts_with("pc1: 2.00 MiB exported to"), "{said}");
+    let mut disk = vec![7; 2 << 20];
+    disk[..4096].fill(1);
+    assert!(fs::read(&target).unwrap() == disk);
+    let client = Client::new(running.socket.clone());
+    let mut seen = Vec::new();
+    let content = client.receive("/overlays/pc1/points/latest/content", |_, piece| {
+        seen.extend_from_slice(piece);
+        Ok(())
+    });
+    content.await.unwrap();
+    assert!(seen == disk);
+}
+
+#[tokio::test]
 async fn an_overlay_becomes_the_next_version_of_its_image() {
     let (running, inventory) = with_overlay().await;
     let said = running
