@@ -17,6 +17,7 @@ mod files;
 mod guest;
 mod host;
 mod image;
+mod inside;
 mod neighbour;
 mod pc;
 mod server;

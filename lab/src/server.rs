@@ -36,6 +36,8 @@ pub struct Settings {
     pub pool: (Ipv4Addr, Ipv4Addr),
     /// The version of GRUB in the signed chain it serves (`lab/images/chain.sh`).
     pub signed_grub: Option<&'static str>,
+    /// A directory of the user's own loaders.
+    pub loaders: Option<PathBuf>,
 }
 
 impl Settings {
@@ -46,6 +48,7 @@ impl Settings {
             lease: "10m".to_owned(),
             pool: (Ipv4Addr::new(10, 77, 0, 100), Ipv4Addr::new(10, 77, 0, 199)),
             signed_grub: None,
+            loaders: None,
         }
     }
 }
@@ -76,6 +79,7 @@ impl<'a> Server<'a> {
             lease,
             pool: (first, last),
             signed_grub,
+            loaders,
         } = settings;
         let mode = match dhcp {
             Dhcp::Full => "full",
@@ -91,12 +95,13 @@ impl<'a> Server<'a> {
                 "pool = [\"{first}-{last}\"]\nlease = \"{lease}\"\n"
             ));
         }
-        if let Some(version) = signed_grub {
-            let loaders = crate::chain()?.join(version);
-            text.push_str(&format!(
-                "\n[loaders]\ndirectory = \"{}\"\n",
-                loaders.display()
-            ));
+        let directory = match signed_grub {
+            Some(version) => Some(crate::chain()?.join(version)),
+            None => loaders.clone(),
+        };
+        if let Some(directory) = directory {
+            let directory = directory.display();
+            text.push_str(&format!("\n[loaders]\ndirectory = \"{directory}\"\n"));
         }
         text.push_str(&format!("\n[api]\nsocket = \"{}\"\n", socket.display()));
         fs::create_dir_all(&data)?;

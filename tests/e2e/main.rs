@@ -6,6 +6,7 @@
 //! `all`, or nothing: then these tests skip themselves, but for CI. They need
 //! root and the packages of `lab/setup.sh`.
 
+mod clients;
 mod disks;
 mod full;
 mod initiator;
