@@ -17,7 +17,7 @@ use crate::services::dhcp::Addressing;
 use crate::services::iscsi::plain::{KeptTargets, PlainTargets};
 use crate::services::iscsi::{MachineDisks, Room, SiteTargets};
 use crate::services::tftp::LoaderFiles;
-use crate::services::{Addresses, Loaders, Site, Systems, http};
+use crate::services::{Addresses, Climbs, Loaders, Site, Systems, http};
 use crate::timeline::Timeline;
 
 mod encrypted;
@@ -299,6 +299,7 @@ fn site(
         disks: OnceLock::new(),
         systems: Systems::default(),
         addresses,
+        climbs: Climbs::default(),
         ports: Ports {
             http: config.http.port,
             iscsi: config.iscsi.port,

@@ -1,6 +1,6 @@
 //! REST, one file per noun, described once (`openapi.json`).
 //!
-//! `/api/v1/machines`, `images`, `jobs`, `overlays`, `disks`, `targets`, `leases`,
+//! `/api/v1/machines`, `images`, `jobs`, `overlays`, `disks`, `targets`, `leases`, `models`,
 //! `sessions`, `status`. The same types are the bodies here and what the command line reads.
 //! A refusal is `{ "error": "one sentence" }` with the status code that fits.
 //!
@@ -16,6 +16,7 @@ pub(crate) mod images;
 pub(crate) mod jobs;
 pub(crate) mod leases;
 pub(crate) mod machines;
+pub(crate) mod models;
 pub(crate) mod overlays;
 pub(crate) mod points;
 mod server;
@@ -230,6 +231,8 @@ fn described() -> (Router<Api>, OpenApi) {
         .routes(routes!(targets::remove_lun, targets::resize_lun))
         .routes(routes!(targets::rescan_lun))
         .routes(routes!(leases::list))
+        .routes(routes!(models::list, models::reset_all))
+        .routes(routes!(models::reset))
         .routes(routes!(sessions::list))
         .routes(routes!(status::show))
         .routes(routes!(authority::show));

@@ -6,6 +6,7 @@
 
 pub(crate) mod firmware;
 pub(crate) mod grub;
+pub(crate) mod ladder;
 pub(crate) mod plan;
 pub(crate) mod script;
 

@@ -15,6 +15,7 @@ mod image;
 mod job;
 mod lease;
 mod machine;
+mod model;
 mod overlay;
 mod session;
 mod settings;
@@ -112,6 +113,9 @@ enum Noun {
     /// Addresses lent
     #[command(subcommand)]
     Lease(lease::Verb),
+    /// Models of firmware, and what works with each
+    #[command(subcommand)]
+    Model(model::Verb),
     /// Who has a disk open
     #[command(subcommand)]
     Session(session::Verb),
@@ -169,6 +173,7 @@ impl Ask {
             Noun::Overlay(verb) => overlay::run(&client, verb, self.json).await,
             Noun::Job(verb) => job::run(&client, verb, self.json).await,
             Noun::Lease(verb) => lease::run(&client, verb).await,
+            Noun::Model(verb) => model::run(&client, verb).await,
             Noun::Session(verb) => session::run(&client, verb).await,
             Noun::Target(kept) => target::run(&client, kept).await,
             Noun::Ca(verb) => authority::run(&client, verb).await,

@@ -10,6 +10,7 @@ use clap::CommandFactory;
 use uuid::Uuid;
 
 mod images;
+mod models;
 mod overlays;
 
 use super::*;

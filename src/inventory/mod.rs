@@ -1,5 +1,5 @@
 //! FACTS: what this site has: machines, images, overlays, own disks, leases,
-//! plain targets.
+//! plain targets, models of firmware.
 //!
 //! [`Inventory`] is the one thing the rest of the program holds; each noun is a
 //! file here and adds its own methods to it. Facts about machines, overlays,
@@ -23,6 +23,7 @@ mod job;
 mod lease;
 mod lock;
 mod machine;
+mod model;
 mod name;
 mod overlay;
 mod point;
@@ -52,6 +53,7 @@ pub(crate) use job::{Job, JobState, Outcome};
 pub(crate) use machine::{
     Assignment, Identity, Machine, MachineChange, MachineState, NewMachine, parse_mac, show_mac,
 };
+pub(crate) use model::{Finding, Learned, Model, ModelKey, ServerRole, style_word};
 pub(crate) use name::Name;
 pub(crate) use overlay::Overlay;
 pub(crate) use point::{FoundPoint, note, short};
@@ -69,6 +71,8 @@ pub(crate) struct Inventory {
     disks: Arc<self::disk::Disks>,
     /// When each machine was last heard of, not yet saved.
     seen: Mutex<HashMap<Uuid, Timestamp>>,
+    /// What works with which firmware.
+    models: Mutex<model::Models>,
     /// How many machines nobody knows may still be enrolled just now.
     enrolments: Mutex<machine::Enrolments>,
     _lock: lock::DataLock,
@@ -144,6 +148,7 @@ impl Inventory {
         let images = image::Images::open(data.join("images"))?;
         let disks = self::disk::Disks::open(data.join("disks"), Arc::clone(&store))?;
         export::tidy(&data.join(export::NOTES))?;
+        let models = model::Models::new(store.read(|facts| facts.models())?);
         let inventory = Inventory {
             data,
             limits,
@@ -152,6 +157,7 @@ impl Inventory {
             jobs: job::Jobs::default(),
             disks: Arc::new(disks),
             seen: Mutex::default(),
+            models: Mutex::new(models),
             enrolments: Mutex::default(),
             _lock: lock,
         };

@@ -31,6 +31,7 @@ mod formers;
 mod generations;
 mod leases;
 mod machines;
+mod models;
 mod overlays;
 mod remembered;
 mod schema;

@@ -22,8 +22,7 @@ pub(crate) mod sbat;
 #[cfg(test)]
 mod tests;
 
-/// The machine's loader that means the signed chain.
-pub(crate) const SECURE: &str = "secure";
+pub(crate) use crate::boot::ladder::SECURE;
 /// The chain of a shim and an iPXE.
 pub(crate) const IPXE: &str = "ipxe";
 

@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use dhcp::{Boot, Client, Firmware, Mac, Observation, Policy, Promise};
+use dhcp::{Boot, Client, Firmware, Mac, Observation, Policy, Promise, Style};
 
 use super::Site;
 use super::chains::SECURE;
+use super::ladders::fetches_a_loader;
 use crate::boot::firmware::{self, Loader};
+use crate::boot::ladder::Sign;
 use crate::inventory::{Machine, MachineState};
 use crate::timeline::Stage;
 
@@ -101,10 +103,8 @@ impl Policy for Addressing {
                 tracing::error!(mac = %client.mac, %error, "looking for a machine");
                 None
             });
-        let chosen = machine
-            .as_ref()
-            .and_then(|machine| machine.loader.as_deref());
-        let signed = match (&machine, chosen, client.firmware) {
+        let chosen = machine.as_ref().and_then(|machine| machine.loader.clone());
+        let signed = match (&machine, chosen.as_deref(), client.firmware) {
             (Some(machine), Some(SECURE), Firmware::UefiPxe(_) | Firmware::UefiHttp(_)) => {
                 match site.signed_chain(machine, client.firmware) {
                     Ok(shim) => Some(shim),
@@ -116,11 +116,11 @@ impl Policy for Addressing {
             }
             _ => None,
         };
-        // A BIOS knows no Secure Boot.
         let chosen = signed
-            .as_deref()
-            .or(chosen.filter(|&chosen| chosen != SECURE));
-        let loader = firmware::loader(client.firmware, chosen, |file| {
+            // A BIOS knows no Secure Boot.
+            .or(chosen.filter(|chosen| chosen != SECURE))
+            .or_else(|| site.ladder_loader(client));
+        let loader = firmware::loader(client.firmware, chosen.as_deref(), |file| {
             site.loaders.is_installed(file)
         });
         match loader {
@@ -146,6 +146,10 @@ impl Policy for Addressing {
                 None
             }
         }
+    }
+
+    fn style(&self, client: &Client, _server: Ipv4Addr) -> Style {
+        self.site.style(client)
     }
 
     fn promise(&self, mac: Mac) -> Promise {
@@ -186,8 +190,17 @@ impl Policy for Addressing {
     fn observe(&self, observation: &Observation) {
         let timeline = &self.site.timeline;
         match observation {
-            Observation::Asked(client) | Observation::BootServerAsked(client) => {
+            Observation::Asked(client) => {
                 self.asked(client);
+                match client.firmware {
+                    Firmware::Ipxe(_) => self.site.heard(client.mac, Sign::Alive),
+                    _ => self.site.firmware_asked(client),
+                }
+            }
+            Observation::BootServerAsked(client) => {
+                self.site.heard(client.mac, Sign::BootServer);
+                let words = format!("{}, now on port 4011", client.firmware);
+                timeline.record(client.mac, Stage::asked(&client.firmware), words);
             }
             Observation::Offered {
                 client,
@@ -204,6 +217,9 @@ impl Policy for Addressing {
                     None => {}
                 }
                 timeline.record(client.mac, Stage::Offered, words);
+                if boot.is_some() && fetches_a_loader(client.firmware) {
+                    self.site.heard(client.mac, Sign::Offered);
+                }
             }
             Observation::Bound { client, address } => {
                 self.site.addresses.learn(*address, client.mac);

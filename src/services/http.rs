@@ -13,6 +13,7 @@ use dhcp::Mac;
 
 use super::documents::{self, Asker as DocumentAsker, Document};
 use super::{Site, ranges};
+use crate::boot::ladder::Sign;
 use crate::timeline::Stage;
 
 mod authority;
@@ -66,6 +67,14 @@ async fn loader(
         return sent;
     }
     let sent = send(site.loaders.open(&name), &request, &name);
+    if let Some(mac) = mac_of(&site, &request) {
+        // UEFI HTTP Boot asks for the size first (HEAD).
+        let sign = match (request.method(), sent.status()) {
+            (&Method::GET, StatusCode::OK) => Sign::Taken(&name),
+            _ => Sign::FileAsked,
+        };
+        site.heard(mac, sign);
+    }
     note(&site, &request, &sent, Stage::LoaderSent, &name);
     sent
 }
@@ -122,6 +131,9 @@ fn send_document(
         && sent.status() == StatusCode::OK
     {
         let words = format!("{name} over HTTP");
+        if stage == Stage::ScriptSent {
+            site.heard(mac, Sign::Alive);
+        }
         site.timeline.record(mac, stage, words);
     }
     Some(sent)

@@ -9,6 +9,7 @@ pub(crate) mod dhcp;
 pub(crate) mod documents;
 pub(crate) mod http;
 pub(crate) mod iscsi;
+pub(crate) mod ladders;
 pub(crate) mod loaders;
 mod ranges;
 mod secure;
@@ -28,6 +29,7 @@ use crate::inventory::{Inventory, Machine};
 use crate::timeline::Timeline;
 
 pub(crate) use addresses::Addresses;
+pub(crate) use ladders::Climbs;
 pub(crate) use loaders::Loaders;
 pub(crate) use secure::Systems;
 
@@ -43,6 +45,8 @@ pub(crate) struct Site {
     pub(crate) dhcp_mode: DhcpMode,
     /// Which MAC has which address, as far as we have seen it.
     pub(crate) addresses: Addresses,
+    /// Where machines stand on the ladders.
+    pub(crate) climbs: Climbs,
     /// The ports machines reach us by.
     pub(crate) ports: Ports,
     /// Who opens machines' disks, once it is there.

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 
 use super::iscsi::MachineDisks;
-use super::{Addresses, Loaders, Site, Systems, http};
+use super::{Addresses, Climbs, Loaders, Site, Systems, http};
 use crate::boot::script::{Https, Ports};
 use crate::config::DhcpMode;
 use crate::inventory::{
@@ -85,6 +85,7 @@ impl Lab {
             disks: OnceLock::new(),
             systems: Systems::default(),
             addresses: Addresses::default(),
+            climbs: Climbs::default(),
             ports: Ports {
                 http: 80,
                 iscsi: 3260,

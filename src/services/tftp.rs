@@ -6,6 +6,7 @@ use tftp::{Content, ErrorCode, Files, Outcome, Request};
 
 use super::Site;
 use super::documents::{self, Asker, Document};
+use crate::boot::ladder::Sign;
 use crate::timeline::Stage;
 
 /// Answers [`tftp::Files`] from the loaders of this site.
@@ -14,6 +15,9 @@ pub(crate) struct LoaderFiles(pub(crate) Arc<Site>);
 impl Files for LoaderFiles {
     fn open(&self, request: &Request) -> Result<Content, ErrorCode> {
         let asker = Asker::at(&self.0, (*request.client.ip()).into(), *request.local.ip());
+        if let Some(mac) = asker.mac {
+            self.0.heard(mac, Sign::FileAsked);
+        }
         match documents::find(&self.0, &asker, &request.name) {
             Some(Document::Bytes(bytes)) => return Ok(Content::Bytes(bytes)),
             Some(Document::Readable(file)) => return Ok(Content::Readable(file)),
@@ -66,6 +70,11 @@ impl Files for LoaderFiles {
                 format!("{name} over TFTP, after {bytes} bytes: {reason}"),
             ),
         };
+        match stage {
+            Stage::LoaderSent => self.0.heard(mac, Sign::Taken(name)),
+            Stage::ScriptSent => self.0.heard(mac, Sign::Alive),
+            _ => {}
+        }
         self.0.timeline.record(mac, stage, words);
     }
 }

@@ -11,6 +11,10 @@ pub(crate) enum Stage {
     LoaderAsked,
     /// An operating system asked for an address.
     SystemAsked,
+    /// It is helped another way than at its last power-on.
+    WayChanged,
+    /// What works with its model was found out.
+    WayFound,
     /// It was offered an address, or told what to boot.
     Offered,
     /// An address was acknowledged.
@@ -50,10 +54,12 @@ impl Stage {
     }
 
     /// Every stage, in the order of a boot.
-    pub(crate) const ALL: [Stage; 14] = [
+    pub(crate) const ALL: [Stage; 16] = [
         Stage::FirmwareAsked,
         Stage::LoaderAsked,
         Stage::SystemAsked,
+        Stage::WayChanged,
+        Stage::WayFound,
         Stage::Offered,
         Stage::Bound,
         Stage::LoaderSent,
@@ -78,6 +84,8 @@ impl Stage {
             Stage::FirmwareAsked => "its firmware asked for an address",
             Stage::LoaderAsked => "iPXE asked for an address",
             Stage::SystemAsked => "its operating system asked for an address",
+            Stage::WayChanged => "is helped another way",
+            Stage::WayFound => "showed what works with its model",
             Stage::Offered => "was offered",
             Stage::Bound => "took its address",
             Stage::LoaderSent => "fetched its loader",
@@ -98,6 +106,8 @@ impl Stage {
             Stage::FirmwareAsked => "firmware-asked",
             Stage::LoaderAsked => "loader-asked",
             Stage::SystemAsked => "system-asked",
+            Stage::WayChanged => "way-changed",
+            Stage::WayFound => "way-found",
             Stage::Offered => "offered",
             Stage::Bound => "bound",
             Stage::LoaderSent => "loader-sent",

@@ -113,4 +113,17 @@ pub(super) const MIGRATIONS: &[&str] = &[
         replaced INTEGER NOT NULL
     ) STRICT;
 ",
+    "
+    CREATE TABLE models (             -- of firmware, and what works with each
+        number   INTEGER PRIMARY KEY,
+        firmware TEXT NOT NULL,
+        class    TEXT NOT NULL,
+        maker    BLOB NOT NULL,       -- of the network card: half a MAC
+        role     TEXT NOT NULL,
+        style    TEXT,
+        loader   TEXT,
+        learned  INTEGER NOT NULL,
+        UNIQUE (firmware, class, maker, role)
+    ) STRICT;
+",
 ];

@@ -11,6 +11,7 @@ use axum::http::{Response, StatusCode};
 use serde::Deserialize;
 
 use super::{Reached, text_response};
+use crate::boot::ladder::Sign;
 use crate::boot::script::{self, Doors, SanBoot, Waiting};
 use crate::boot::{BootPlan, plan};
 use crate::inventory::{self, Identity, Machine, OverlayMode, parse_mac};
@@ -84,6 +85,7 @@ fn script_for(site: &Site, doors: &Doors, asker: &Asker) -> inventory::Result<St
             None => Ok(script::who_are_you(doors)),
         };
     };
+    site.heard(mac, Sign::Alive);
     let made = site
         .inventory
         .enrol(mac, uuid, serial.as_deref())
