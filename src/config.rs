@@ -20,9 +20,11 @@ pub(crate) use dhcp::Mode as DhcpMode;
 
 mod files;
 mod keys;
+mod networks;
 mod value;
 
 pub(crate) use files::{Chap, DEFAULT_PORTAL, DEFAULT_TARGET, ServedFiles, UnitFormat};
+pub(crate) use networks::{MachineOptions, SubnetConfig};
 
 use keys::{KEYS, Key};
 use value::Given;
@@ -69,6 +71,8 @@ pub(crate) struct Config {
 pub(crate) struct Network {
     /// The interface their LAN is at; `None`: the only one that can be meant.
     pub(crate) interface: Option<String>,
+    /// Several of them, by name or by an address they have.
+    pub(crate) interfaces: Vec<String>,
     /// Which of the interface's addresses is served; `None`: its only one.
     pub(crate) address: Option<Ipv4Addr>,
 }
@@ -90,6 +94,14 @@ pub(crate) struct Dhcp {
     pub(crate) domain: Option<String>,
     /// Option 42.
     pub(crate) ntp: Vec<Ipv4Addr>,
+    /// Option 26.
+    pub(crate) mtu: Option<u16>,
+    /// Further options.
+    pub(crate) options: Vec<dhcp::option::Setting>,
+    /// What differs in one network, and networks behind relays.
+    pub(crate) subnets: Vec<SubnetConfig>,
+    /// Further options of one machine.
+    pub(crate) machines: Vec<MachineOptions>,
     /// Start in `full` mode although another DHCP server answers on the LAN.
     pub(crate) allow_other_servers: bool,
 }
@@ -203,6 +215,7 @@ impl Default for Config {
             data: PathBuf::from("/var/lib/diskless"),
             network: Network {
                 interface: None,
+                interfaces: Vec::new(),
                 address: None,
             },
             dhcp: Dhcp {
@@ -213,6 +226,10 @@ impl Default for Config {
                 dns: Vec::new(),
                 domain: None,
                 ntp: Vec::new(),
+                mtu: None,
+                options: Vec::new(),
+                subnets: Vec::new(),
+                machines: Vec::new(),
                 allow_other_servers: false,
             },
             tftp: Tftp {
@@ -400,6 +417,10 @@ impl Reader {
                 file.name,
                 line_of(file.text, key.span().start)
             );
+            if networks::LISTS.contains(&name.as_str()) {
+                self.read_networks(file, &name, value.get_ref(), &place);
+                continue;
+            }
             match value.get_ref() {
                 toml::de::DeValue::Table(inner) if is_section(&name) => {
                     self.read_table(file, &name, inner)
@@ -471,6 +492,14 @@ impl Reader {
 
     /// What no key can say alone.
     fn check_together(&mut self) {
+        let network = &self.config.network;
+        if !network.interfaces.is_empty()
+            && (network.interface.is_some() || network.address.is_some())
+        {
+            self.notes.push(
+                "`network.interfaces` says it all: `network.interface` and `network.address` do nothing".to_owned(),
+            );
+        }
         let Config {
             http, iscsi, api, ..
         } = &self.config;

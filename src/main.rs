@@ -50,7 +50,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             let config = loaded.config;
             heed(&look(&config))?;
-            let served = check::interface(&config)?;
+            let served = check::interfaces(&config)?;
             runtime
                 .block_on(server::serve(config, served))
                 .map(|()| ExitCode::SUCCESS)

@@ -40,7 +40,7 @@ const LOOK_FOR_SERVERS: Duration = Duration::from_secs(5);
 const TENDING: Duration = Duration::from_secs(15);
 
 /// Runs until SIGTERM or SIGINT.
-pub(crate) async fn serve(config: Config, served: Served) -> anyhow::Result<()> {
+pub(crate) async fn serve(config: Config, served: Vec<Served>) -> anyhow::Result<()> {
     let mut stop = Stop::listen()?;
     allow_open_files();
     let running = Running::start(&config, &served).await?;
@@ -71,7 +71,7 @@ struct Running {
 impl Running {
     /// Opens the data, then the doors in the order a machine needs them last
     /// to first: whoever is answered by DHCP finds everything else there.
-    async fn start(config: &Config, served: &Served) -> anyhow::Result<Running> {
+    async fn start(config: &Config, served: &[Served]) -> anyhow::Result<Running> {
         let limits = Limits {
             pending_machines: config.machines.pending_limit,
         };
@@ -83,7 +83,8 @@ impl Running {
         disk::overlay::sweep(&overlays)
             .with_context(|| format!("looking through {}", overlays.display()))?;
         let timeline = Arc::new(Timeline::open(Arc::clone(&inventory))?);
-        let encrypted = Encrypted::open(config, &[served.address])?;
+        let addresses: Vec<Ipv4Addr> = served.iter().map(|one| one.address).collect();
+        let encrypted = Encrypted::open(config, &addresses)?;
         let authority = encrypted.authority.clone();
         let site = Arc::new(site(config, &inventory, &timeline, authority)?);
 
@@ -93,7 +94,11 @@ impl Running {
         };
         let disks = Arc::new(MachineDisks::new(Arc::clone(&site)).with_room(room));
         let _ = site.disks.set(Arc::downgrade(&disks));
-        let portal = SocketAddr::from((served.address, config.iscsi.port));
+        let on_each = |port: u16| -> Vec<SocketAddr> {
+            let sockets = addresses.iter().map(|&address| (address, port).into());
+            sockets.collect()
+        };
+        let portals = on_each(config.iscsi.port);
         let plain = Arc::new(PlainTargets::default());
         let kept = KeptTargets::restore(
             Arc::clone(&inventory),
@@ -106,38 +111,45 @@ impl Running {
             plain,
             kept: Arc::clone(&kept),
         });
-        let iscsi = iscsi::Server::bind(&[portal], targets, iscsi::Limits::default())
-            .with_context(|| format!("opening the iSCSI portal {portal}"))?;
+        let iscsi = iscsi::Server::bind(&portals, targets, iscsi::Limits::default())
+            .with_context(|| format!("opening the iSCSI portals {portals:?}"))?;
         let iscsi = Arc::new(iscsi);
 
-        let address = SocketAddr::from((served.address, config.http.port));
-        let http = http::Server::start(&[address], encrypted.doors, Arc::clone(&site))
+        let http_sockets = on_each(config.http.port);
+        let http = http::Server::start(&http_sockets, encrypted.doors, Arc::clone(&site))
             .await
             .context("opening the HTTP port")?;
 
         let tftp = config.tftp.enabled.then(|| {
-            let address = SocketAddrV4::new(served.address, config.tftp.port);
+            let sockets: Vec<SocketAddrV4> = addresses
+                .iter()
+                .map(|&address| SocketAddrV4::new(address, config.tftp.port))
+                .collect();
             let limits = tftp::Limits {
                 max_block_bytes: config.tftp.block_bytes,
                 ..tftp::Limits::default()
             };
-            tftp::Server::start(&[address], Arc::new(LoaderFiles(Arc::clone(&site))), limits)
-                .with_context(|| format!("opening the TFTP port {address}"))
+            tftp::Server::start(&sockets, Arc::new(LoaderFiles(Arc::clone(&site))), limits)
+                .with_context(|| format!("opening the TFTP ports {sockets:?}"))
         });
         let tftp = tftp.transpose()?.map(Arc::new);
 
         if config.dhcp.mode == DhcpMode::Full && !config.dhcp.allow_other_servers {
-            refuse_beside_another(&served.interface).await?;
+            refuse_beside_others(served).await?;
         }
-        let policy = Arc::new(Addressing::new(Arc::clone(&site)));
+        let policy =
+            Arc::new(Addressing::new(Arc::clone(&site)).with_options(config.dhcp.machines.clone()));
         policy.watch(iscsi.sessions());
-        let interface = dhcp::InterfaceConfig {
-            name: served.interface.clone(),
-            address: served.address,
-            netmask: served.netmask,
-        };
+        let interfaces = served
+            .iter()
+            .map(|one| dhcp::InterfaceConfig {
+                name: one.interface.clone(),
+                address: one.address,
+                netmask: one.netmask,
+            })
+            .collect();
         let dhcp = dhcp::Server::start(
-            vec![interface],
+            interfaces,
             dhcp_settings(config, served),
             Arc::clone(&policy) as Arc<dyn dhcp::Policy>,
             inventory.store(),
@@ -149,7 +161,7 @@ impl Running {
         let live = Arc::new(LiveFacts {
             started: Instant::now(),
             dhcp_mode: word(config.dhcp.mode),
-            interface: served.interface.clone(),
+            interface: names(served),
             doors: doors.clone(),
             inventory: Arc::clone(&inventory),
             sessions: iscsi.sessions(),
@@ -192,12 +204,13 @@ impl Running {
     }
 
     /// Says where it listens, one line a door.
-    fn announce(&self, config: &Config, served: &Served) {
+    fn announce(&self, config: &Config, served: &[Served]) {
         let version = env!("CARGO_PKG_VERSION");
-        println!(
-            "diskless {version} on {} ({})",
-            served.interface, served.address
-        );
+        let places: Vec<String> = served
+            .iter()
+            .map(|one| format!("{} ({})", one.interface, one.address))
+            .collect();
+        println!("diskless {version} on {}", places.join(", "));
         let role = match config.dhcp.mode {
             DhcpMode::Observe => {
                 "observe: answers nothing, reports who boots from the network \
@@ -314,20 +327,37 @@ fn site(
     })
 }
 
-fn dhcp_settings(config: &Config, served: &Served) -> dhcp::Settings {
-    let given = &config.dhcp;
+fn dhcp_settings(config: &Config, served: &[Served]) -> dhcp::Settings {
+    let own: Vec<_> = served
+        .iter()
+        .map(|one| (one.address, one.netmask))
+        .collect();
     dhcp::Settings {
-        mode: given.mode,
-        lease_time: given.lease,
-        subnets: vec![dhcp::Subnet {
-            ranges: given.pool.clone(),
-            routers: given.router.into_iter().collect(),
-            dns: given.dns.clone(),
-            domain: given.domain.clone(),
-            ntp: given.ntp.clone(),
-            ..dhcp::Subnet::new(served.address, served.netmask)
-        }],
+        mode: config.dhcp.mode,
+        lease_time: config.dhcp.lease,
+        subnets: config.dhcp.networks(&own),
     }
+}
+
+/// Asks every LAN at once.
+async fn refuse_beside_others(served: &[Served]) -> anyhow::Result<()> {
+    let looks: Vec<_> = served
+        .iter()
+        .map(|one| {
+            let interface = one.interface.clone();
+            tokio::spawn(async move { refuse_beside_another(&interface).await })
+        })
+        .collect();
+    for look in looks {
+        look.await??;
+    }
+    Ok(())
+}
+
+/// The interfaces, for people.
+fn names(served: &[Served]) -> String {
+    let names: Vec<&str> = served.iter().map(|one| one.interface.as_str()).collect();
+    names.join(", ")
 }
 
 async fn refuse_beside_another(interface: &str) -> anyhow::Result<()> {

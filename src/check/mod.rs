@@ -157,24 +157,26 @@ pub(crate) fn run(
             format!("the network interfaces cannot be listed: {error}"),
             "",
         )),
-        Ok(interfaces) => match network::choose(&config.network, &interfaces) {
+        Ok(interfaces) => match network::choose_all(&config.network, &interfaces) {
             Err(finding) => findings.push(finding),
             Ok(chosen) => {
-                findings.extend(network::judge(&chosen, &interfaces));
-                let addresses = output(
-                    "ip",
-                    &["-4", "-o", "addr", "show", "dev", &chosen.interface],
-                );
-                findings.extend(pool::judge(
-                    &config.dhcp,
-                    &chosen,
-                    &addresses.unwrap_or_default(),
-                ));
-                let doors = doors(config, chosen.address);
-                findings.extend(privileges::look(&doors));
+                let mut all = Vec::new();
+                for one in &chosen {
+                    findings.extend(network::judge(one, &interfaces));
+                    let addresses =
+                        output("ip", &["-4", "-o", "addr", "show", "dev", &one.interface]);
+                    let dhcp = config
+                        .dhcp
+                        .of_network(one.address, one.netmask, chosen.len() == 1);
+                    findings.extend(pool::judge(&dhcp, one, &addresses.unwrap_or_default()));
+                    let doors = doors(config, one.address);
+                    findings.extend(firewall::look(&doors, &one.interface));
+                    all.extend(doors);
+                }
+                findings.extend(pool::strays(&config.dhcp, &chosen));
+                findings.extend(privileges::look(&all));
                 findings.extend(descriptors::look());
-                findings.extend(ports::look(&doors));
-                findings.extend(firewall::look(&doors, &chosen.interface));
+                findings.extend(ports::look(&all));
             }
         },
     }
@@ -191,10 +193,10 @@ pub(crate) fn run(
     Findings::from(findings)
 }
 
-/// The interface and address that `config` means on this machine.
-pub(crate) fn interface(config: &Config) -> anyhow::Result<Served> {
+/// The interfaces and addresses that `config` means on this machine.
+pub(crate) fn interfaces(config: &Config) -> anyhow::Result<Vec<Served>> {
     let interfaces = dhcp::interfaces()?;
-    network::choose(&config.network, &interfaces)
+    network::choose_all(&config.network, &interfaces)
         .map_err(|finding| anyhow::anyhow!("{}; {}", finding.what, finding.what_to_do))
 }
 

@@ -55,6 +55,45 @@ pub(super) fn choose(network: &Network, interfaces: &[Interface]) -> Result<Serv
     })
 }
 
+/// All interfaces to serve: those that were named, or the only one.
+pub(super) fn choose_all(
+    network: &Network,
+    interfaces: &[Interface],
+) -> Result<Vec<Served>, Finding> {
+    if network.interfaces.is_empty() {
+        return choose(network, interfaces).map(|one| vec![one]);
+    }
+    let mut chosen: Vec<Served> = Vec::new();
+    for wished in &network.interfaces {
+        let address: Option<Ipv4Addr> = wished.parse().ok();
+        let holder = interfaces.iter().find(|interface| {
+            let mut addresses = interface.addresses.iter();
+            addresses.any(|(own, _)| Some(*own) == address)
+        });
+        let wish = Network {
+            interface: Some(holder.map_or_else(|| wished.clone(), |held| held.name.clone())),
+            interfaces: Vec::new(),
+            address: holder.and(address),
+        };
+        let served = choose(&wish, interfaces)?;
+        let is_same = |other: &&Served| {
+            let mask = other.netmask & served.netmask;
+            other.address & mask == served.address & mask
+        };
+        if let Some(other) = chosen.iter().find(is_same) {
+            return Err(Finding::error(
+                format!(
+                    "{} of {} and {} of {} are in one network",
+                    other.address, other.interface, served.address, served.interface
+                ),
+                "serve a network by one interface: take one of them out of network.interfaces",
+            ));
+        }
+        chosen.push(served);
+    }
+    Ok(chosen)
+}
+
 /// What may be wrong with the interface chosen.
 pub(super) fn judge(chosen: &Served, interfaces: &[Interface]) -> Vec<Finding> {
     let Some(interface) = interfaces
@@ -209,6 +248,7 @@ mod tests {
     fn wish(interface: Option<&str>, address: Option<[u8; 4]>) -> Network {
         Network {
             interface: interface.map(str::to_owned),
+            interfaces: Vec::new(),
             address: address.map(Ipv4Addr::from),
         }
     }
@@ -313,6 +353,37 @@ mod tests {
         let chosen = choose(&wish(Some("eth0"), Some([10, 1, 0, 1])), &interfaces).unwrap();
         assert_eq!(chosen.address, Ipv4Addr::new(10, 1, 0, 1));
         assert!(choose(&wish(Some("eth0"), Some([10, 2, 0, 1])), &interfaces).is_err());
+    }
+
+    #[test]
+    fn several_are_named_by_name_or_by_address_and_never_twice_in_one_network() {
+        let mut interfaces = usual();
+        let vlans: [[u8; 4]; 2] = [[10, 20, 0, 1], [10, 21, 0, 1]];
+        interfaces.push(interface("eth1.20", InterfaceKind::Stacked, &vlans));
+        interfaces.push(interface(
+            "eth2",
+            InterfaceKind::Wired,
+            &[[192, 168, 1, 11]],
+        ));
+        let choose_all = |names: &[&str]| {
+            let interfaces_given = names.iter().map(|name| (*name).to_owned()).collect();
+            let network = Network {
+                interface: None,
+                interfaces: interfaces_given,
+                address: None,
+            };
+            choose_all(&network, &interfaces)
+        };
+        let chosen = choose_all(&["eth0", "10.21.0.1"]).unwrap();
+        let names: Vec<_> = chosen
+            .iter()
+            .map(|served| served.interface.as_str())
+            .collect();
+        assert_eq!(names, ["eth0", "eth1.20"]);
+        assert_eq!(chosen[1].address, Ipv4Addr::new(10, 21, 0, 1));
+        assert!(choose_all(&["eth1.20"]).is_err(), "which of its addresses?");
+        let finding = choose_all(&["eth0", "eth2"]).unwrap_err();
+        assert!(finding.what.ends_with("are in one network"), "{finding}");
     }
 
     #[test]

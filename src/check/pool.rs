@@ -86,6 +86,43 @@ pub(super) fn judge(dhcp: &Dhcp, chosen: &Served, addresses: &str) -> Vec<Findin
     findings
 }
 
+/// What of `[dhcp]` and its networks is nowhere: a range of no interface's
+/// network, a network that neither an interface nor a relay is in.
+pub(super) fn strays(dhcp: &Dhcp, chosen: &[Served]) -> Vec<Finding> {
+    let is_served = |network: Ipv4Addr, mask: Ipv4Addr| {
+        let mut own = chosen.iter();
+        own.any(|one| one.netmask == mask && one.address & mask == network)
+    };
+    let mut findings = Vec::new();
+    for subnet in &dhcp.subnets {
+        let Some((network, mask)) = subnet.network else {
+            continue;
+        };
+        let width = mask.to_bits().count_ones();
+        match (is_served(network, mask), subnet.relayed) {
+            (false, false) => findings.push(Finding::error(
+                format!("no interface that is served has an address in {network}/{width}"),
+                "name its interface in network.interfaces; or set relayed = true in its [[dhcp.subnet]] where a relay brings its requests",
+            )),
+            (true, true) => findings.push(Finding::error(
+                format!("{network}/{width} is the network of an interface that is served, and its [[dhcp.subnet]] says relayed = true"),
+                "take relayed = true out",
+            )),
+            _ => {}
+        }
+    }
+    for (first, last) in dhcp.pool.iter().filter(|_| chosen.len() > 1) {
+        let holds = |one: &Served| first & one.netmask == one.address & one.netmask;
+        if !chosen.iter().any(holds) {
+            findings.push(Finding::error(
+                format!("the range {first}-{last} of dhcp.pool is in no network that is served"),
+                "choose a range of one of them",
+            ));
+        }
+    }
+    findings
+}
+
 /// Whether `ip -4 -o addr show` calls the address dynamic (it ends some day).
 fn is_dynamic(addresses: &str, address: Ipv4Addr) -> bool {
     let start = format!("{address}/");

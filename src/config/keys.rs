@@ -1,16 +1,16 @@
 //! Every key of `diskless.toml`: its name, the field it sets, what is allowed.
 
 use super::value::{self, Given, Refusal};
-use super::{Config, ENVIRONMENT_PREFIX};
+use super::{Config, ENVIRONMENT_PREFIX, MachineOptions, SubnetConfig};
 
-/// One key.
-pub(super) struct Key {
+/// One key of `T`.
+pub(super) struct Key<T = Config> {
     /// With its section, as in `dhcp.mode`.
     pub(super) name: &'static str,
     /// What a value may be, for people.
     pub(super) allowed: &'static str,
     /// Puts a value in its field.
-    pub(super) set: fn(&mut Config, &Given<'_>) -> Result<(), Refusal>,
+    pub(super) set: fn(&mut T, &Given<'_>) -> Result<(), Refusal>,
 }
 
 impl Key {
@@ -21,9 +21,9 @@ impl Key {
 }
 
 macro_rules! keys {
-    ($($name:literal => $($field:ident).+ = $read:path, $allowed:literal;)*) => {
-        /// All keys, in the order the example explains them.
-        pub(super) const KEYS: &[Key] = &[$(Key {
+    ($(#[$about:meta])* $list:ident of $kept:ty: $($name:literal => $($field:ident).+ = $read:path, $allowed:literal;)*) => {
+        $(#[$about])*
+        pub(super) const $list: &[Key<$kept>] = &[$(Key {
             name: $name,
             allowed: $allowed,
             set: |config, given| {
@@ -35,8 +35,11 @@ macro_rules! keys {
 }
 
 keys! {
+    /// All keys but those of lists, in the order the example explains them.
+    KEYS of Config:
     "data" => data = value::path, "the path of a directory";
     "network.interface" => network.interface = value::interface, "the name of a network interface, as in \"eth1\"";
+    "network.interfaces" => network.interfaces = value::interfaces, "a list of interfaces or of their addresses, as in [\"eth1\", \"eth1.20\"]";
     "network.address" => network.address = value::address_or_none, "an IPv4 address of the interface, as in \"192.168.1.10\"";
     "dhcp.mode" => dhcp.mode = value::mode, "\"observe\", \"proxy\" or \"full\"";
     "dhcp.pool" => dhcp.pool = value::ranges, "a list of ranges, as in [\"192.168.1.100-192.168.1.200\"]";
@@ -45,6 +48,7 @@ keys! {
     "dhcp.dns" => dhcp.dns = value::addresses, "a list of IPv4 addresses, as in [\"192.168.1.1\", \"9.9.9.9\"]";
     "dhcp.domain" => dhcp.domain = value::domain, "a domain name, as in \"lab.example.org\"";
     "dhcp.ntp" => dhcp.ntp = value::addresses, "a list of IPv4 addresses, as in [\"192.168.1.1\"]";
+    "dhcp.mtu" => dhcp.mtu = value::mtu, "a number from 576 to 9000";
     "dhcp.allow_other_servers" => dhcp.allow_other_servers = value::boolean, "true or false";
     "tftp.enabled" => tftp.enabled = value::boolean, "true or false";
     "tftp.port" => tftp.port = value::port, "a port from 1 to 65535";
@@ -68,4 +72,24 @@ keys! {
     "api.socket" => api.socket = value::socket, "the path of a Unix socket of at most 107 bytes, or \"\" for none";
     "api.listen" => api.listen = value::loopback, "a loopback address with a port, as in \"127.0.0.1:8067\", or \"\" for none";
     "log.level" => log.level = value::level, "\"error\", \"warn\", \"info\", \"debug\" or \"trace\", also by part as in \"info,tftp=debug\"";
+}
+
+keys! {
+    /// The keys of each `[[dhcp.subnet]]`.
+    SUBNET_KEYS of SubnetConfig:
+    "network" => network = value::network, "a network, as in \"10.20.0.0/24\"";
+    "relayed" => relayed = value::boolean, "true or false";
+    "pool" => pool = value::ranges, "a list of ranges, as in [\"10.20.0.100-10.20.0.200\"]";
+    "lease" => lease = value::some_lease, "a time from \"2m\" to \"365d\", as in \"90m\" or \"12h\"";
+    "router" => router = value::address_or_none, "an IPv4 address, as in \"10.20.0.1\"";
+    "dns" => dns = value::some_addresses, "a list of IPv4 addresses, as in [\"10.20.0.1\", \"9.9.9.9\"]";
+    "domain" => domain = value::domain, "a domain name, as in \"lab.example.org\"";
+    "ntp" => ntp = value::some_addresses, "a list of IPv4 addresses, as in [\"10.20.0.1\"]";
+    "mtu" => mtu = value::mtu, "a number from 576 to 9000";
+}
+
+keys! {
+    /// The keys of each `[[dhcp.machine]]`.
+    MACHINE_KEYS of MachineOptions:
+    "machine" => machine = value::machine, "a machine's name or its MAC address, as in \"pc07\" or \"52:54:00:12:34:56\"";
 }

@@ -67,6 +67,7 @@ fn every_section_is_read() {
     assert_eq!(
         config.network,
         Network {
+            interfaces: Vec::new(),
             interface: Some("eth1".to_owned()),
             address: Some(address(10))
         }

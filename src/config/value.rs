@@ -73,6 +73,23 @@ impl<'a> Given<'a> {
         }
     }
 
+    /// As an option's value; `None` where no option takes it.
+    pub(super) fn option_value(&self) -> Option<dhcp::option::Value> {
+        use dhcp::option::Value;
+        Some(match self {
+            Given::Text(text) => Value::Text((*text).to_owned()),
+            Given::Integer(number) => Value::Integer(*number),
+            Given::Boolean(truth) => Value::Boolean(*truth),
+            Given::List(items) => Value::List(
+                items
+                    .iter()
+                    .map(Given::option_value)
+                    .collect::<Option<_>>()?,
+            ),
+            Given::Other(_) => return None,
+        })
+    }
+
     fn text(&self) -> Result<&'a str, Refusal> {
         match self {
             Given::Text(text) => Ok(text),
@@ -242,6 +259,66 @@ pub(super) fn address_or_none(given: &Given<'_>) -> Result<Option<Ipv4Addr>, Ref
     match given.text()? {
         "" => Ok(None),
         text => host(text).map(Some),
+    }
+}
+
+/// Names of interfaces, or addresses of ours.
+pub(super) fn interfaces(given: &Given<'_>) -> Result<Vec<String>, Refusal> {
+    let names = given.list(|text| {
+        let name = interface(&Given::Text(text))?;
+        name.ok_or(None)
+    })?;
+    if let Some((at, name)) = names
+        .iter()
+        .enumerate()
+        .find(|(at, name)| names[..*at].contains(name))
+    {
+        return because(format!(
+            "{name} is there twice, the second time at place {}",
+            at + 1
+        ));
+    }
+    Ok(names)
+}
+
+/// `10.20.0.0/24`: its address and its mask.
+pub(super) fn network(given: &Given<'_>) -> Result<Option<(Ipv4Addr, Ipv4Addr)>, Refusal> {
+    let (address, width) = given.text()?.split_once('/').ok_or(None)?;
+    let (address, width): (Ipv4Addr, u32) = (parse(address)?, parse(width)?);
+    if !(8..=31).contains(&width) {
+        return because("networks have 8 to 31 bits");
+    }
+    let mask = Ipv4Addr::from_bits(u32::MAX << (32 - width));
+    if address & mask != address {
+        return because(format!("the network is {}/{width}", address & mask));
+    }
+    Ok(Some((address, mask)))
+}
+
+pub(super) fn mtu(given: &Given<'_>) -> Result<Option<u16>, Refusal> {
+    let bytes = given.number()?;
+    if (576..=9000).contains(&bytes) {
+        Ok(Some(bytes))
+    } else {
+        Err(None)
+    }
+}
+
+pub(super) fn some_lease(given: &Given<'_>) -> Result<Option<Duration>, Refusal> {
+    lease(given).map(Some)
+}
+
+pub(super) fn some_addresses(given: &Given<'_>) -> Result<Option<Vec<Ipv4Addr>>, Refusal> {
+    addresses(given).map(Some)
+}
+
+/// A name or a MAC address, which is written one way inside.
+pub(super) fn machine(given: &Given<'_>) -> Result<String, Refusal> {
+    match given.text()?.trim() {
+        "" => Err(None),
+        text => Ok(text
+            .parse::<dhcp::Mac>()
+            .map_or_else(|_| text.to_owned(), |mac| mac.to_string())),
     }
 }
 

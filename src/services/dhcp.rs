@@ -11,6 +11,7 @@ use super::chains::SECURE;
 use super::ladders::fetches_a_loader;
 use crate::boot::firmware::{self, Loader};
 use crate::boot::ladder::Sign;
+use crate::config::MachineOptions;
 use crate::inventory::{Machine, MachineState};
 use crate::timeline::Stage;
 
@@ -26,6 +27,8 @@ pub(crate) struct Addressing {
     foreign_servers: Mutex<BTreeSet<Ipv4Addr>>,
     /// Whom the operator has been told of.
     reported: Mutex<BTreeSet<Mac>>,
+    /// Options of single machines.
+    options: Vec<MachineOptions>,
 }
 
 impl Addressing {
@@ -36,7 +39,27 @@ impl Addressing {
             sessions: OnceLock::new(),
             foreign_servers: Mutex::default(),
             reported: Mutex::default(),
+            options: Vec::new(),
         }
+    }
+
+    /// Options of single machines go with what is promised to them.
+    pub(crate) fn with_options(mut self, options: Vec<MachineOptions>) -> Addressing {
+        self.options = options;
+        self
+    }
+
+    /// The options of a machine, by its MAC or its name.
+    fn options_of(&self, mac: Mac, name: Option<&str>) -> Vec<dhcp::option::Setting> {
+        if self.options.is_empty() {
+            return Vec::new();
+        }
+        let mac = mac.to_string();
+        let is_meant = |given: &&MachineOptions| {
+            given.machine == mac || name.is_some_and(|name| given.machine == name)
+        };
+        let found = self.options.iter().filter(is_meant);
+        found.flat_map(|given| given.options.clone()).collect()
     }
 
     /// From now on an address with one of these sessions is in use.
@@ -158,9 +181,13 @@ impl Policy for Addressing {
                 address: machine.address,
                 host_name: Some(machine.name.to_string()),
                 is_known: machine.state == MachineState::Known,
+                options: self.options_of(mac, Some(&machine.name)),
                 ..Promise::default()
             },
-            Ok(None) => Promise::default(),
+            Ok(None) => Promise {
+                options: self.options_of(mac, None),
+                ..Promise::default()
+            },
             Err(error) => {
                 tracing::error!(%mac, %error, "looking for what is promised to a machine");
                 Promise::default()
