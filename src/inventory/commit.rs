@@ -259,6 +259,34 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_that_died_leaves_nothing_and_can_be_done_again() {
+        let mut site = Site::new();
+        let (uuid, overlay) = overlay(&site);
+        overlay.write(5000, &[7; 9000]).unwrap();
+        let point = overlay.point(note()).unwrap().note.id;
+        drop(overlay);
+        // What it has when it dies in the middle: a view, and half a disk.
+        let image = site.images()[0].clone();
+        let golden = ::disk::image::open(&image.directory, &image.base_id(), Arc::default());
+        let directory = site.overlay_directory(uuid);
+        let base = image.base_id();
+        let view = Overlay::view(&directory, Some(point), Arc::new(golden.unwrap()), base);
+        let _view = view.unwrap();
+        let half = site.images.temporary_directory().unwrap();
+        fs::write(::disk::image::disk_path(&half), [1; 512]).unwrap();
+
+        site.close();
+        let left = Site::new_at_copy_of(&site.data_path());
+        let count = |what: &str| fs::read_dir(left.data_path().join(what)).unwrap().count();
+        assert_eq!((count("images"), count("overlays")), (1, 1));
+        assert_eq!(left.images().len(), 1);
+        let image = published(&left, &commit(&left, uuid, point, None));
+        assert_eq!(image.version, 2);
+        let disk = fs::read(image.disk_path()).unwrap();
+        assert_eq!((disk[4999], disk[5000], disk[14_000]), (0x5a, 7, 0x5a));
+    }
+
+    #[test]
     fn a_commit_of_no_point_is_refused_and_leaves_nothing() {
         let site = Site::new();
         let (uuid, _overlay) = overlay(&site);
