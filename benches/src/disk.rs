@@ -14,6 +14,7 @@ use crate::report::median;
 
 mod clones;
 mod operations;
+mod sink;
 mod stage;
 mod table;
 mod transfers;

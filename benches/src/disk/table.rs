@@ -21,8 +21,9 @@ pub(super) fn markdown((rounds, load): (usize, &str), found: &Found) -> String {
 
 Written by `make bench-disk`: {rounds} rounds in one process, without a network; the disks of a line took turns, and its ratios are
 medians over the pairs of turns. CPU time is that of the process (what the kernel writes back later is not in it), time is what a clock
-shows, with the medium's waits in it. Everything that is read lies in the page cache; writes are of 4 KiB, all over the disk, with a flush
-(`fdatasync`) behind every 500. *Image + overlay*: a `keep` overlay; where it is read it holds every other 64 KiB, the rest comes from the image.
+shows, with the medium's waits in it. Everything that is read lies in the page cache. A *read* goes out of the disk's mappings by one call of the
+kernel's that copies it, as the server sends it; a *`pread`* is `Disk::read`, for whoever needs a copy. Writes are of 4 KiB, all over the disk, with a
+flush (`fdatasync`) behind every 500; the like of a fresh one is a write into a raw file that is sparse. *Image + overlay*: a `keep` overlay; where it is read it holds every other 64 KiB, the rest comes from the image.
 *Restore points*: the same, with what it holds shared evenly among that many layers. Of the 20 GiB in the large overlay one stretch of 64 KiB
 in 256 is written and the others are unmapped, which takes the same marks without the data. Load average when it began: {load}.
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use disk::{Access, Disk, NewDisk, NewFormat, Opening, Raw, SharedDisk};
 
+use super::sink::Sink;
 use super::stage::{BLOCK_BYTES, Stage, full_file, sparse_file};
 use super::{Cell, Cost, Found, Goal, Player, beside, take_turns};
 use crate::initiator::Order;
@@ -45,18 +46,40 @@ pub(super) fn reads(home: &Path, rounds: usize, found: &mut Found) -> io::Result
         let overlay = Arc::new(stage.with_points(&name, points)?);
         disks.push((name, overlay));
     }
-    let costs = read_in_turns(&disks, rounds)?;
-    for (number, (name, _)) in disks.iter().enumerate().skip(1) {
-        found.cell(Cell {
-            name: format!("4 KiB random read, {name}"),
-            against: "raw file",
-            goal: Goal::Cpu(1.15),
-            samples: beside(&costs[0], &costs[number]),
-        });
+    for (what, way, [most, among]) in [
+        (
+            "4 KiB random read",
+            Way::Sent,
+            [Goal::Cpu(1.15), Goal::Cpu(1.05)],
+        ),
+        (
+            "4 KiB random `pread`",
+            Way::Copied,
+            [Goal::None, Goal::None],
+        ),
+    ] {
+        let costs = read_in_turns(&disks, rounds, way)?;
+        for (number, (name, _)) in disks.iter().enumerate().skip(1) {
+            found.cell(Cell {
+                name: format!("{what}, {name}"),
+                against: "raw file",
+                goal: most,
+                samples: beside(&costs[0], &costs[number]),
+            });
+        }
+        among_points(what, among, &costs[2..], found);
     }
-    among_points("4 KiB random read", &costs[2..], found);
     drop(disks);
     bare_reads(home, rounds, found)
+}
+
+/// How a read gets out of a disk.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Out of its mappings, as the server sends it.
+    Sent,
+    /// By `Disk::read`, as whoever needs a copy does it.
+    Copied,
 }
 
 /// Reads of files as they are, which hold a disk in turn, as layers do: what
@@ -136,7 +159,7 @@ pub(super) fn formats(home: &Path, rounds: usize, found: &mut Found) -> io::Resu
         let disk = disk::open(&path, &opening).map_err(io::Error::other)?;
         disks.push((name.to_owned(), disk));
     }
-    let costs = read_in_turns(&disks, rounds)?;
+    let costs = read_in_turns(&disks, rounds, Way::Sent)?;
     for (number, (name, _)) in disks.iter().enumerate().skip(1) {
         found.cell(Cell {
             name: format!("4 KiB random read, {name}"),
@@ -183,68 +206,80 @@ pub(super) fn writes(home: &Path, rounds: usize, found: &mut Found) -> io::Resul
             over[number].extend(second);
         }
     }
-    let kinds = [("fresh", 1.25, &fresh), ("over", 1.1, &over)];
-    for (kind, most, costs) in kinds {
-        let name = match kind {
-            "fresh" => "4 KiB random fresh write",
-            _ => "4 KiB random overwrite",
-        };
+    // A block that has no place yet, on neither side: the like of a fresh write
+    // is one into a sparse file. What a place costs is told beside it.
+    let (fresh_goals, over_goals) = (
+        [Goal::None, Goal::Cpu(1.25)],
+        [Goal::Cpu(1.1), Goal::Cpu(1.1)],
+    );
+    for (name, [beside_full, beside_sparse], costs) in [
+        ("4 KiB random fresh write", fresh_goals, &fresh),
+        ("4 KiB random overwrite", over_goals, &over),
+    ] {
         let overlays = ["image + overlay".to_owned()].into_iter();
         let overlays = overlays.chain(POINTS.map(counted));
         for (what, this) in overlays.zip(&costs[2..]) {
-            for (against, other) in [
-                ("raw file, all of it written", &costs[0]),
-                ("raw file, sparse", &costs[1]),
+            for (against, goal, other) in [
+                ("raw file, all of it written", beside_full, &costs[0]),
+                ("raw file, sparse", beside_sparse, &costs[1]),
             ] {
                 found.cell(Cell {
                     name: format!("{name}, {what}"),
                     against,
-                    goal: Goal::Cpu(most),
+                    goal,
                     samples: beside(other, this),
                 });
             }
         }
-        among_points(name, &costs[3..], found);
+        among_points(name, Goal::Cpu(1.05), &costs[3..], found);
     }
     Ok(())
 }
 
 /// More restore points against one.
-fn among_points(what: &str, costs: &[Vec<Cost>], found: &mut Found) {
+fn among_points(what: &str, goal: Goal, costs: &[Vec<Cost>], found: &mut Found) {
     for (points, costs_of_more) in POINTS.iter().zip(costs).skip(1) {
         found.cell(Cell {
             name: format!("{what}, {}", counted(*points)),
             against: "1 restore point",
-            goal: Goal::Cpu(1.05),
+            goal,
             samples: beside(&costs[0], costs_of_more),
         });
     }
 }
 
 /// Random reads of all disks, which hold the same, by turns.
-fn read_in_turns(disks: &[(String, SharedDisk)], rounds: usize) -> io::Result<Vec<Vec<Cost>>> {
+fn read_in_turns(
+    disks: &[(String, SharedDisk)],
+    rounds: usize,
+    way: Way,
+) -> io::Result<Vec<Vec<Cost>>> {
     let places = places(READ_BYTES)?;
-    let player = |(name, disk): &(String, SharedDisk)| -> Player<'_> {
+    let player = |(name, disk): &(String, SharedDisk)| -> io::Result<Player<'_>> {
         let disk = disk.clone();
         let mut block = [0; 4096];
+        let mut sink = Sink::new()?;
         let play = move |turn: u32| {
             let mut order = Order::Random(u64::from(turn));
             Cost::of(READS, || {
                 for _ in 0..READS {
-                    let place = order.next(places).unwrap_or(0);
-                    disk.read(u64::from(place) * BLOCK_BYTES, &mut block)
-                        .map_err(io::Error::other)?;
+                    let at = u64::from(order.next(places).unwrap_or(0)) * BLOCK_BYTES;
+                    match way {
+                        Way::Sent => sink.take(&*disk, at, BLOCK_BYTES)?,
+                        Way::Copied => disk.read(at, &mut block).map_err(io::Error::other)?,
+                    }
                 }
                 Ok(())
             })
         };
-        (name.clone(), Box::new(play))
+        Ok((name.clone(), Box::new(play)))
     };
-    let mut players: Vec<Player<'_>> = disks.iter().map(player).collect();
+    let players: io::Result<Vec<Player<'_>>> = disks.iter().map(player).collect();
+    let mut players = players?;
     let mut all = vec![Vec::new(); players.len()];
     for _ in 0..rounds {
         for (_, disk) in disks {
-            warm(&**disk)?;
+            warm(&**disk, way)?;
         }
         let costs = take_turns(&mut players, READ_TURNS)?;
         for (all, costs) in all.iter_mut().zip(costs) {
@@ -255,10 +290,13 @@ fn read_in_turns(disks: &[(String, SharedDisk)], rounds: usize) -> io::Result<Ve
 }
 
 /// Brings a disk into the page cache, and its owner table into memory.
-fn warm(disk: &dyn Disk) -> io::Result<()> {
-    let mut piece = vec![0; 1 << 20];
+fn warm(disk: &dyn Disk, way: Way) -> io::Result<()> {
+    let (mut piece, mut sink) = (vec![0; 64 << 10], Sink::new()?);
     for at in (0..disk.geometry().size_bytes).step_by(piece.len()) {
         disk.read(at, &mut piece).map_err(io::Error::other)?;
+        if let Way::Sent = way {
+            sink.take(disk, at, piece.len() as u64)?;
+        }
     }
     Ok(())
 }
