@@ -419,6 +419,14 @@ impl Inventory {
     }
 }
 
+#[cfg(test)]
+impl Inventory {
+    /// From now on nobody new is enrolled: too many have asked.
+    pub(crate) fn use_up_enrolments(&self) {
+        *held(&self.enrolments) = Enrolments::used_up();
+    }
+}
+
 /// How many machines nobody knows may be enrolled just now: a bucket that fills
 /// again, so that a peer that makes up MACs neither keeps the store busy nor
 /// washes the real pending machines out at once.
@@ -444,6 +452,15 @@ impl Default for Enrolments {
 }
 
 impl Enrolments {
+    /// None left, and none for an hour, however slow the machine under test is.
+    #[cfg(test)]
+    fn used_up() -> Enrolments {
+        Enrolments {
+            tokens: 0,
+            filled: Some(Instant::now() + Duration::from_secs(60 * 60)),
+        }
+    }
+
     fn admit(&mut self, now: Instant) -> bool {
         let filled = *self.filled.get_or_insert(now);
         let intervals = now.duration_since(filled).as_nanos() / ENROLMENT_INTERVAL.as_nanos();
