@@ -207,9 +207,17 @@ impl Frozen {
             }
             Marks::Sealed(map) => map.clone(),
         };
-        match map {
-            Some(map) => map.page(page),
-            None => self.map()?.page(page),
+        let map = match map {
+            Some(map) => map,
+            None => self.map(None)?,
+        };
+        match map.page(page) {
+            // Sealed anew by a merge whose stack is not there yet. The new marks
+            // are right beside the other layer's, too: the data was copied before.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.map(Some(&map))?.page(page)
+            }
+            read => read,
         }
     }
 
@@ -242,9 +250,12 @@ impl Frozen {
         Ok(*self.stored.get_or_init(|| bytes))
     }
 
-    fn map(&self) -> io::Result<Arc<Map>> {
+    /// Its newest checkpoint: not `gone`, whose file is not there any more.
+    fn map(&self, gone: Option<&Arc<Map>>) -> io::Result<Arc<Map>> {
         let mut marks = self.write_marks();
-        if let Marks::Sealed(Some(map)) = &*marks {
+        if let Marks::Sealed(Some(map)) = &*marks
+            && gone.is_none_or(|gone| !Arc::ptr_eq(gone, map))
+        {
             return Ok(map.clone());
         }
         let newest = journal::newest(&self.files, &self.dir)?;
@@ -281,4 +292,26 @@ pub(super) fn mark_in(page: Option<&[u8; PAGE_BYTES]>, at: usize) -> io::Result<
             "a layer holds marks that nobody writes",
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_read_while_a_merge_seals_the_layer_anew() {
+        let home = tempfile::tempdir().unwrap();
+        let files = Files::real().unwrap();
+        let layer = Frozen::empty(&files, home.path(), 1, PAGE_BLOCKS);
+        files.create_dir(&layer.dir).unwrap();
+        let seal = |mark: u8| {
+            let page = |_| Ok(Some(vec![mark; PAGE_BYTES]));
+            journal::seal(&files, &layer.dir, PAGE_BLOCKS, page).unwrap();
+        };
+        seal(0b01);
+        *layer.write_marks() = Marks::Sealed(None);
+        assert_eq!(layer.page(0).unwrap(), Some([0b01; PAGE_BYTES]));
+        seal(0b10);
+        assert_eq!(layer.page(0).unwrap(), Some([0b10; PAGE_BYTES]));
+    }
 }

@@ -82,6 +82,12 @@ fn writer_of_the_kill_test() {
     let Some(dir) = std::env::var_os(DIR) else {
         return;
     };
+    // A thread that fails ends the child, and the parent hears why.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panicked| {
+        tell(panicked);
+        std::process::abort();
+    }));
     let seed = std::env::var(SEED).unwrap().parse().unwrap();
     let (disk, id) = image();
     let overlay = Overlay::open(Path::new(&dir), disk, id, Caching::WriteBack).unwrap();
@@ -151,7 +157,6 @@ fn kill_in_a_loop(mode: OverlayMode, rounds: u64) {
             .env(DIR, &dir)
             .env(SEED, seed.to_string())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let said = child.stdout.take().unwrap();
