@@ -277,6 +277,8 @@ mod tests {
 
         site.close();
         let left = Site::new_at_copy_of(&site.data_path());
+        // As the server does when it starts.
+        ::disk::overlay::sweep(&left.data_path().join("overlays")).unwrap();
         let count = |what: &str| fs::read_dir(left.data_path().join(what)).unwrap().count();
         assert_eq!((count("images"), count("overlays")), (1, 1));
         assert_eq!(left.images().len(), 1);
