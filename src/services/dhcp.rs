@@ -295,11 +295,11 @@ impl Policy for Addressing {
                 }
             }
             Observation::PortLimit { mac, relay } => {
-                tracing::warn!(%mac, %relay, "one port of this relay holds as many addresses as one may");
+                tracing::warn!(%mac, %relay, "no address: unknown machines hold as many here as they may");
                 timeline.record(
                     *mac,
                     Stage::Problem,
-                    "its switch port holds as many addresses as one may (are several machines behind it?)",
+                    "no address: unknown machines hold as many at its switch port, or of dhcp.pool, as they may (add this machine, or enlarge the pool)",
                 );
             }
             Observation::Malformed { reason } => tracing::debug!(reason, "malformed DHCP packet"),

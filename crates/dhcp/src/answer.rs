@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, SystemTime};
 
 use crate::client::boot_item;
-use crate::lease::{Leases, Lent, Place};
+use crate::lease::{Leases, Lent, Place, RelayPort};
 use crate::reply::{self, Role};
 use crate::wire::{BROADCAST_FLAG, Message, MessageType, Op, code, inner_options};
 use crate::{Boot, Client, Mac, Mode, Observation, Policy, Settings, Subnet, proxy};
@@ -25,6 +25,9 @@ pub const BOOT_SERVER_PORT: u16 = 4011;
 
 /// What BOOTP clients are lent an address for: they never renew.
 const BOOTP_LEASE_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Sub-option of 82: the port of the relay (RFC 3046 section 3.1).
+const CIRCUIT_IDENTIFIER: u8 = 1;
 
 /// Sub-option of 82: the network the client is in (RFC 3527).
 const LINK_SELECTION: u8 = 5;
@@ -77,13 +80,26 @@ impl Arrival<'_> {
     /// An address in the relay's words: link selection (RFC 3527), server
     /// identifier override (RFC 5107).
     fn relays_word(&self, sub_option: u8) -> Option<Ipv4Addr> {
+        let data = self.relays_bytes(sub_option)?;
+        let address = Ipv4Addr::from(*data.first_chunk::<4>()?);
+        (data.len() == 4 && !address.is_unspecified()).then_some(address)
+    }
+
+    fn relays_bytes(&self, sub_option: u8) -> Option<&[u8]> {
         if self.message.giaddr.is_unspecified() {
             return None;
         }
         let words = self.message.options.get(code::RELAY)?;
         let (_, data) = inner_options(words).find(|(code, _)| *code == sub_option)?;
-        let address = Ipv4Addr::from(*data.first_chunk::<4>()?);
-        (data.len() == 4 && !address.is_unspecified()).then_some(address)
+        Some(data)
+    }
+
+    /// The port of its relay the client is at.
+    fn relay_port(&self) -> Option<RelayPort> {
+        Some(RelayPort {
+            relay: self.message.giaddr,
+            circuit: self.relays_bytes(CIRCUIT_IDENTIFIER)?.to_vec(),
+        })
     }
 
     /// What we are called in option 54: our address, or the one the relay
@@ -346,6 +362,9 @@ impl Exchange<'_> {
             .message
             .options
             .address(code::REQUESTED_ADDRESS);
+        if !self.has_room() {
+            return None;
+        }
         let Some(address) = self.leases.offer(self.client.mac, requested, self.place) else {
             self.observe(Observation::PoolExhausted {
                 mac: self.client.mac,
@@ -421,7 +440,23 @@ impl Exchange<'_> {
         }
     }
 
+    /// Whether the limits of strangers let this client have an address.
+    fn has_room(&mut self) -> bool {
+        let (mac, port) = (self.client.mac, self.arrival.relay_port());
+        let has_room = self.leases.has_room_for(mac, port.as_ref(), self.place);
+        if !has_room {
+            let giaddr = self.arrival.message.giaddr;
+            let relay = Some(giaddr).filter(|relay| !relay.is_unspecified());
+            let relay = relay.unwrap_or(self.arrival.server);
+            self.observe(Observation::PortLimit { mac, relay });
+        }
+        has_room
+    }
+
     fn bind(&mut self, address: Ipv4Addr) -> Option<Reply> {
+        if !self.has_room() {
+            return self.refuse(address);
+        }
         self.lend(address, self.lease_time())?;
         let (mut reply, _) = self.lending(MessageType::Ack, address);
         reply.ciaddr = self.arrival.message.ciaddr;
@@ -439,10 +474,15 @@ impl Exchange<'_> {
 
     /// Lends for good; silence where that cannot be written down.
     fn lend(&mut self, address: Ipv4Addr, lease_time: Duration) -> Option<()> {
-        match self
+        let (mac, port) = (self.client.mac, self.arrival.relay_port());
+        let is_new = !self.leases.holds(mac, self.place.now);
+        let lent = self
             .leases
-            .lend(&self.client, address, lease_time, self.place.now)
-        {
+            .lend(&self.client, address, lease_time, self.place.now);
+        if lent.is_ok() {
+            self.leases.count(mac, is_new, port.as_ref(), self.place);
+        }
+        match lent {
             Ok(Lent::Plainly) => Some(()),
             Ok(Lent::UuidChanged) => {
                 self.observe(Observation::UuidChanged {

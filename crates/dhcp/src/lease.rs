@@ -14,6 +14,10 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+mod limit;
+
+pub use limit::{POOL_RESERVE_DIVISOR, PORT_ADDRESSES_MAX, RelayPort};
+
 use crate::{Change, Client, Lease, LeaseStore, Mac, Policy, Promise, Subnet};
 
 /// How long the server keeps an address for its MAC at least: after every
@@ -71,6 +75,7 @@ pub struct Leases {
     /// Leases that neither a RELEASE nor another client's need ends before
     /// this time.
     guarded: HashMap<Mac, SystemTime>,
+    guests: limit::Guests,
 }
 
 /// Changes that reach the store together.
@@ -154,6 +159,7 @@ impl Leases {
             offers: Offers::default(),
             resting: HashMap::new(),
             guarded: HashMap::new(),
+            guests: limit::Guests::default(),
         };
         let mut kept = leases.store.load()?;
         // Should two hold one address, the younger lease is the true one.
@@ -533,6 +539,15 @@ impl Subnet {
         self.ranges
             .iter()
             .any(|(first, last)| (first..=last).contains(&&address))
+    }
+
+    /// How many addresses the pool has.
+    fn pool_size(&self) -> usize {
+        let sizes = self.ranges.iter().map(|(first, last)| {
+            let size = (u64::from(last.to_bits()) + 1).saturating_sub(first.to_bits().into());
+            usize::try_from(size).unwrap_or(usize::MAX)
+        });
+        sizes.fold(0, usize::saturating_add)
     }
 
     /// The address that reaches all of the network (option 28).

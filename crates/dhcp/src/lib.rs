@@ -480,12 +480,15 @@ pub enum Observation {
         /// To whom it had been offered.
         offered_to: Option<Mac>,
     },
-    /// One port of a relay holds as many addresses as one may
-    /// ([`PORT_ADDRESSES_MAX`](lease::PORT_ADDRESSES_MAX)).
+    /// A machine unknown to the site got no address: behind its port of a
+    /// relay such machines hold as many as they may
+    /// ([`PORT_ADDRESSES_MAX`](lease::PORT_ADDRESSES_MAX)), or what is left of
+    /// the pool is for machines of the site
+    /// ([`POOL_RESERVE_DIVISOR`](lease::POOL_RESERVE_DIVISOR)).
     PortLimit {
         /// Who asked in vain.
         mac: Mac,
-        /// The relay.
+        /// The relay, or our own address where it came by none.
         relay: Ipv4Addr,
     },
     /// A packet that could not be read was dropped. Said once a second at

@@ -364,6 +364,82 @@ fn malformed_packets_are_counted_told_once_and_harm_nothing() {
     assert!(lan.udhcpc(&[]).is_some());
 }
 
+/// How often a machine repeats itself that hears nothing.
+const REPEAT: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_thousand_machines_switched_on_at_once_all_get_addresses_of_their_own() {
+    const MACHINES: u32 = 1000;
+    let Some(lan) = Lan::new("thousand", &[]) else {
+        return;
+    };
+    let mut settings = settings(Mode::Full, Duration::from_secs(600));
+    settings.subnets[0].netmask = Ipv4Addr::new(255, 255, 0, 0);
+    settings.subnets[0].ranges =
+        vec![(Ipv4Addr::new(10, 66, 16, 1), Ipv4Addr::new(10, 66, 20, 255))];
+    let served = lan.serve_settings(settings, Arc::new(Memory::default()));
+    let socket = within(&lan.client, || firmware_socket(68)).unwrap();
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 16 << 20).unwrap();
+    let discover = recorded("ovmf-pxe-discover");
+    let mut says: Vec<Message> = (0..MACHINES)
+        .map(|number| {
+            let mut message = discover.clone();
+            message.xid = number;
+            message.flags = 0x8000; // to hear the answers on one socket
+            message.chaddr[..6].copy_from_slice(&[2, 0, 0, 0, 0, 0]);
+            message.chaddr[2..6].copy_from_slice(&number.to_be_bytes());
+            message
+        })
+        .collect();
+    let say = |message: &Message| {
+        socket
+            .send_to(&message.emit(), (Ipv4Addr::BROADCAST, 67))
+            .unwrap();
+    };
+    let start = Instant::now();
+    says.iter().for_each(say);
+    let mut lent: HashMap<u32, Ipv4Addr> = HashMap::new();
+    let mut repeated = Instant::now();
+    let mut buffer = [0; 1500];
+    socket.set_read_timeout(Some(REPEAT / 10)).unwrap();
+    while lent.len() < says.len() {
+        let waited = start.elapsed();
+        assert!(
+            waited < Duration::from_secs(40),
+            "{} of {MACHINES}",
+            lent.len()
+        );
+        if repeated.elapsed() > REPEAT {
+            says.iter()
+                .filter(|message| !lent.contains_key(&message.xid))
+                .for_each(say);
+            repeated = Instant::now();
+        }
+        let Ok((length, _)) = socket.recv_from(&mut buffer) else {
+            continue;
+        };
+        let reply = Message::parse(&buffer[..length]).unwrap();
+        let message = &mut says[reply.xid as usize];
+        match reply.message_type() {
+            Some(MessageType::Offer) if message.message_type() == Some(MessageType::Discover) => {
+                let request = [MessageType::Request.number()];
+                message.options.set(code::MESSAGE_TYPE, request);
+                message.options.set(code::SERVER_ID, US.octets());
+                let address = reply.yiaddr.octets();
+                message.options.set(code::REQUESTED_ADDRESS, address);
+                say(message);
+            }
+            Some(MessageType::Offer) => {}
+            Some(MessageType::Ack) => drop(lent.insert(reply.xid, reply.yiaddr)),
+            other => panic!("{other:?} for machine {}", reply.xid),
+        }
+    }
+    let different: std::collections::HashSet<_> = lent.values().collect();
+    assert_eq!(different.len(), says.len());
+    assert_eq!(served.store.0.lock().unwrap().len(), says.len(), "kept");
+    eprintln!("{MACHINES} machines in {:?}", start.elapsed());
+}
+
 // The LAN.
 
 /// Four namespaces: a switch, and behind it us, a client and another server.
@@ -446,14 +522,13 @@ impl Lan {
     }
 
     fn serve_with(&self, mode: Mode, lease_time: Duration, store: Arc<Memory>) -> Served {
+        self.serve_settings(settings(mode, lease_time), store)
+    }
+
+    fn serve_settings(&self, settings: Settings, store: Arc<Memory>) -> Served {
         let site = Arc::new(Site::default());
         let server = within(&self.us, || {
-            Server::start(
-                vec![interface(US)],
-                settings(mode, lease_time),
-                site.clone(),
-                store.clone(),
-            )
+            Server::start(vec![interface(US)], settings, site.clone(), store.clone())
         });
         Served {
             server: Some(server.expect("a server")),

@@ -198,3 +198,66 @@ fn a_known_machine_gets_an_address_though_strangers_were_offered_all_of_them() {
     assert_eq!(lab.leases.all().len(), 1, "offers write nothing");
     assert_eq!(lab.broadcast(&discover(99)), None, "a stranger waits");
 }
+
+/// Has `number` go through DISCOVER to ACK: whether it was lent an address.
+fn is_lent(lab: &mut Lab, discover: &Message) -> bool {
+    let Some(offer) = lab.broadcast(discover) else {
+        return false;
+    };
+    let answer = lab.broadcast(&selecting(discover, offer.message.yiaddr));
+    answer.is_some_and(|reply| reply.message.message_type() == Some(MessageType::Ack))
+}
+
+fn limits_said(lab: &Lab) -> Vec<Observation> {
+    let mut said = lab.site.observations();
+    said.retain(|observation| matches!(observation, Observation::PortLimit { .. }));
+    said
+}
+
+fn know(lab: &Lab, number: u8) {
+    let promise = Promise {
+        is_known: true,
+        ..Promise::default()
+    };
+    let mut promises = lab.site.promises.lock().unwrap();
+    promises.insert(mac(number), promise);
+}
+
+#[test]
+fn strangers_that_take_all_they_are_offered_leave_room_for_known_machines() {
+    let mut lab = lab();
+    know(&lab, 200);
+    // 50 addresses, an eighth of them for the site's machines.
+    let lent = (0..100).filter(|&number| is_lent(&mut lab, &discover(number)));
+    assert_eq!(lent.count(), 44);
+    let limit = Observation::PortLimit {
+        mac: mac(99),
+        relay: SERVER,
+    };
+    let said = limits_said(&lab);
+    assert_eq!((said.len(), said.last()), (56, Some(&limit)));
+    assert!(is_lent(&mut lab, &discover(200)));
+    assert!(is_lent(&mut lab, &discover(3)), "it has an address");
+    lab.now = 2 * LEASE_TIME.as_secs();
+    assert!(is_lent(&mut lab, &discover(99)), "the others ran out");
+}
+
+#[test]
+fn one_port_of_a_relay_is_lent_so_many_addresses_and_others_go_on() {
+    let mut lab = lab();
+    lab.settings.subnets[1].ranges =
+        vec![(Ipv4Addr::new(10, 3, 0, 1), Ipv4Addr::new(10, 3, 0, 200))];
+    know(&lab, 200);
+    let at_port = |number, port: &[u8]| relayed(discover(number), &[&[1, 2][..], port].concat());
+    let lent = (0..100).filter(|&number| is_lent(&mut lab, &at_port(number, b"p1")));
+    assert_eq!(lent.count(), crate::lease::PORT_ADDRESSES_MAX);
+    let limit = Observation::PortLimit {
+        mac: mac(99),
+        relay: RELAY,
+    };
+    assert_eq!(limits_said(&lab).last(), Some(&limit));
+    assert!(is_lent(&mut lab, &at_port(99, b"p2")));
+    assert!(is_lent(&mut lab, &at_port(200, b"p1")), "a known machine");
+    lab.now = 2 * LEASE_TIME.as_secs();
+    assert!(is_lent(&mut lab, &at_port(98, b"p1")), "the others ran out");
+}
