@@ -15,8 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 mod limit;
+mod probe;
 
 pub use limit::{POOL_RESERVE_DIVISOR, PORT_ADDRESSES_MAX, RelayPort};
+pub use probe::{CONFLICTS_MAX, CONFLICTS_OF_ONE_MAX, PROBE_WAIT};
 
 use crate::{Change, Client, Lease, LeaseStore, Mac, Policy, Promise, Subnet};
 
@@ -76,6 +78,7 @@ pub struct Leases {
     /// this time.
     guarded: HashMap<Mac, SystemTime>,
     guests: limit::Guests,
+    probes: probe::Probes,
 }
 
 /// Changes that reach the store together.
@@ -160,6 +163,7 @@ impl Leases {
             resting: HashMap::new(),
             guarded: HashMap::new(),
             guests: limit::Guests::default(),
+            probes: probe::Probes::default(),
         };
         let mut kept = leases.store.load()?;
         // Should two hold one address, the younger lease is the true one.
@@ -240,6 +244,7 @@ impl Leases {
         let address = self.choose(mac, requested, place)?;
         let is_strangers = self.is_stranger(mac, place.promise);
         self.offers.hold(mac, address, is_strangers, place.now);
+        self.want_probe(mac, address, place.now);
         Some(address)
     }
 
@@ -299,6 +304,7 @@ impl Leases {
             };
             self.change(change)?;
         }
+        self.probes.lent(address);
         match (old_uuid, client.uuid) {
             (Some(old), Some(new)) if old != new => Ok(Lent::UuidChanged),
             _ => Ok(Lent::Plainly),
@@ -420,6 +426,7 @@ impl Leases {
             .pool_from(seed(mac))
             .filter(is_unheard_of)
             .find(|&address| self.is_free(mac, address, place))
+            .map(|first| self.clean_or(first, mac, place))
             .or_else(|| self.unused_for_longest(mac, place))
             .or_else(|| self.oldest_offer_to_a_stranger(mac, place))
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 mod advert;
 pub mod answer;
+mod arp;
 pub mod client;
 mod frame;
 #[cfg(any(test, fuzzing))]
@@ -470,14 +471,14 @@ pub enum Observation {
         /// Who asked in vain.
         mac: Mac,
     },
-    /// Somebody answers on an address that is lent to nobody: it rests for a
-    /// while.
+    /// Somebody answers on an address that it was not lent: the address rests
+    /// for a while, and its offer is withdrawn.
     Conflict {
         /// The address.
         address: Ipv4Addr,
         /// Who answers, where that could be seen.
         holder: Option<Mac>,
-        /// To whom it had been offered.
+        /// To whom it had been offered or, a moment ago, lent.
         offered_to: Option<Mac>,
     },
     /// A machine unknown to the site got no address: behind its port of a

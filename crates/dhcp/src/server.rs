@@ -6,7 +6,8 @@
 //! so that replies come from the server identifier. Beside them, in every
 //! mode, a packet socket: it reaches clients that have no address yet and
 //! hears other servers. `observe` mode has nothing but that, and so no port.
-//! A last one, where we serve, ends iPXE's wait for an IPv6 router.
+//! Where we serve, one more ends iPXE's wait for an IPv6 router, and where we
+//! lend, a last one asks by ARP whose an address is.
 //!
 //! All of it runs on one thread of its own, so that a site whose answers come
 //! from a database does not hold up anybody else's runtime.
@@ -25,6 +26,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 mod advert;
+mod conflict;
 mod interfaces;
 mod packet;
 mod probe;
@@ -40,6 +42,7 @@ use crate::{
     Boot, Client, Lease, LeaseStore, Mac, Mode, Observation, Policy, Promise, Settings, Subnet,
     frame,
 };
+use conflict::{Asker, RegisteredAsker};
 use packet::{AsyncPacketSocket, PacketSocket};
 
 /// The largest packet looked at: more than an Ethernet frame holds.
@@ -130,8 +133,11 @@ impl Server {
             .iter()
             .map(|config| Link::open(config, settings.mode))
             .collect::<io::Result<_>>()?;
-        let leases = Leases::open(leases, SystemTime::now())
+        let mut leases = Leases::open(leases, SystemTime::now())
             .map_err(|error| io::Error::other(format!("leases cannot be loaded: {error}")))?;
+        if links.iter().any(|link| link.asker.is_some()) {
+            leases.begin_probing();
+        }
         let own = interfaces.iter().map(|config| config.address).collect();
         let shared = Arc::new(Shared {
             settings,
@@ -283,6 +289,7 @@ impl Shared {
             if link.ports.is_some() {
                 tasks.spawn(self.clone().advertise(link.config.name.clone()));
             }
+            tasks.spawn(self.clone().watch_addresses(link.clone()));
             tasks.spawn(self.clone().listen(link));
         }
         tasks.spawn(self.clone().renew());
@@ -298,7 +305,7 @@ impl Shared {
             let ready = socket.readable().await;
             let replies = ready.and_then(|()| {
                 let receive = |buffer: &mut [u8]| socket.try_recv_from(buffer);
-                self.answer_waiting(receive, &mut buffer, (port, is_unicast), &link.config)
+                self.answer_waiting(receive, &mut buffer, (port, is_unicast), &link)
             });
             match replies {
                 Ok(replies) => {
@@ -323,7 +330,7 @@ impl Shared {
         mut receive: impl FnMut(&mut [u8]) -> io::Result<(usize, SocketAddr)>,
         buffer: &mut [u8],
         (port, is_unicast): (Port, bool),
-        config: &InterfaceConfig,
+        link: &RegisteredLink,
     ) -> io::Result<Vec<Reply>> {
         let mut leases = self.leases();
         leases.begin_batch();
@@ -334,7 +341,7 @@ impl Shared {
                 Ok((length, SocketAddr::V4(source))) => {
                     let bytes = buffer.get(..length).unwrap_or_default();
                     let way = (port, is_unicast, source);
-                    replies.extend(self.reply_to(bytes, way, config, &mut leases));
+                    replies.extend(self.reply_to(bytes, way, &link.config, &mut leases));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -343,6 +350,10 @@ impl Shared {
                     break;
                 }
             }
+        }
+        if let Some(asker) = &link.asker {
+            let is_reached = |address| link.config.reaches(address);
+            asker.ask(&leases.take_wanted_probes(is_reached, SystemTime::now()));
         }
         if let Err(error) = leases.commit() {
             tracing::error!(error, "leases not kept, so not lent");
@@ -570,6 +581,7 @@ struct Link {
     config: InterfaceConfig,
     ports: Option<[(Socket, Socket); 2]>,
     packets: Option<PacketSocket>,
+    asker: Option<Asker>,
 }
 
 /// The sockets of one interface.
@@ -580,6 +592,8 @@ struct RegisteredLink {
     /// None where the right to it is missing: then clients without an address
     /// are answered by broadcast, and other servers are not heard.
     packets: Option<AsyncPacketSocket>,
+    /// Only where we lend.
+    asker: Option<RegisteredAsker>,
 }
 
 struct Ports {
@@ -625,10 +639,16 @@ impl Link {
                 bind_pair(config, Port::BootServer)?,
             ]),
         };
+        let asker = match mode {
+            Mode::Observe | Mode::Proxy => None,
+            Mode::Full => Asker::open(name)
+                .map_err(|error| io::Error::new(error.kind(), format!("ARP on {name}: {error}")))?,
+        };
         Ok(Link {
             config: config.clone(),
             ports,
             packets,
+            asker,
         })
     }
 
@@ -648,10 +668,12 @@ impl Link {
             None => None,
         };
         let packets = self.packets.map(PacketSocket::register).transpose()?;
+        let asker = self.asker.map(Asker::register).transpose()?;
         Ok(RegisteredLink {
             config: self.config,
             ports,
             packets,
+            asker,
         })
     }
 }

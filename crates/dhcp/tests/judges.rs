@@ -364,6 +364,36 @@ fn malformed_packets_are_counted_told_once_and_harm_nothing() {
     assert!(lan.udhcpc(&[]).is_some());
 }
 
+#[test]
+fn an_address_somebody_took_for_himself_is_not_lent_and_no_offer_waits_for_that() {
+    let Some(lan) = Lan::new("conflict", &["busybox"]) else {
+        return;
+    };
+    // Four of the six addresses of the pool are taken.
+    for last in 102..106 {
+        let address = format!("10.66.0.{last}/24");
+        ip(&["-n", &lan.other, "addr", "add", &address, "dev", "eth0"]);
+    }
+    let mut settings = settings(Mode::Full, Duration::from_secs(600));
+    let pool = (Ipv4Addr::new(10, 66, 0, 102), Ipv4Addr::new(10, 66, 0, 107));
+    settings.subnets[0].ranges = vec![pool];
+    let served = lan.serve_settings(settings, Arc::new(Memory::default()));
+    let is_conflict = |observation: &Observation| {
+        matches!(
+            observation,
+            Observation::Conflict {
+                holder: Some(_),
+                ..
+            }
+        )
+    };
+    wait_for("the four addresses taken", || {
+        served.site.count(is_conflict) == 4
+    });
+    let address = lan.udhcpc(&[]).expect("a lease");
+    assert!(address >= Ipv4Addr::new(10, 66, 0, 106), "{address}");
+}
+
 /// How often a machine repeats itself that hears nothing.
 const REPEAT: Duration = Duration::from_secs(2);
 

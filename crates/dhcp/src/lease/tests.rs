@@ -147,15 +147,15 @@ pub(crate) fn at(seconds: u64) -> SystemTime {
 const LEASE_TIME: Duration = Duration::from_secs(3600);
 
 /// Leases in a pool, with what they ask and where they are kept.
-struct Pool {
-    site: Site,
-    store: Arc<Memory>,
-    leases: Leases,
-    subnet: Subnet,
+pub(crate) struct Pool {
+    pub(crate) site: Site,
+    pub(crate) store: Arc<Memory>,
+    pub(crate) leases: Leases,
+    pub(crate) subnet: Subnet,
 }
 
 impl Pool {
-    fn of(count: u8) -> Pool {
+    pub(crate) fn of(count: u8) -> Pool {
         let store = Arc::new(Memory::default());
         let leases = Leases::open(store.clone(), at(0)).unwrap();
         Pool {
@@ -170,7 +170,7 @@ impl Pool {
         self.leases = Leases::open(self.store.clone(), at(now)).unwrap();
     }
 
-    fn offer(&mut self, number: u8, now: u64) -> Option<Ipv4Addr> {
+    pub(crate) fn offer(&mut self, number: u8, now: u64) -> Option<Ipv4Addr> {
         self.offer_requested(number, None, now)
     }
 
@@ -190,7 +190,7 @@ impl Pool {
         self.leases.offer(mac(number), requested, place)
     }
 
-    fn may_have(&self, number: u8, address: Ipv4Addr, now: u64) -> bool {
+    pub(crate) fn may_have(&self, number: u8, address: Ipv4Addr, now: u64) -> bool {
         let place = Place {
             subnet: &self.subnet,
             server: SERVER,
@@ -201,7 +201,7 @@ impl Pool {
         self.leases.may_have(mac(number), address, place)
     }
 
-    fn lend(&mut self, number: u8, now: u64) -> Ipv4Addr {
+    pub(crate) fn lend(&mut self, number: u8, now: u64) -> Ipv4Addr {
         let address = self.offer(number, now).expect("an address");
         self.leases
             .lend(&client(number), address, LEASE_TIME, at(now))

@@ -1,6 +1,7 @@
 //! A packet socket (packet(7)). One for IPv4 sends to clients that have no
 //! address yet, and hears what was sent to others' ports, beside any program
-//! that holds them. One for IPv6 hears and answers router discovery.
+//! that holds them. One for IPv6 hears and answers router discovery,
+//! one for ARP asks whose an address is.
 //!
 //! `unsafe` stands here because no safe interface has `sockaddr_ll`, and
 //! because tokio takes foreign descriptors on our word only.
@@ -19,6 +20,8 @@ use crate::{Mac, frame};
 
 /// IPv4 over Ethernet.
 const ETHERTYPE_IP: u16 = 0x0800;
+
+const ETHERTYPE_ARP: u16 = 0x0806;
 
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
@@ -95,6 +98,13 @@ impl PacketSocket {
     /// Opens one for DHCP; needs `CAP_NET_RAW`.
     pub(super) fn open(interface: &str) -> io::Result<PacketSocket> {
         PacketSocket::filtered(interface, ETHERTYPE_IP, &dhcp_only())
+    }
+
+    /// Opens one for ARP; needs `CAP_NET_RAW`.
+    pub(super) fn open_arp(interface: &str) -> io::Result<PacketSocket> {
+        const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+        let all = [SockFilter::new(RETURN, 0, 0, u32::MAX)];
+        PacketSocket::filtered(interface, ETHERTYPE_ARP, &all)
     }
 
     /// Opens one for router discovery that hears these groups; needs
