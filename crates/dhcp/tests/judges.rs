@@ -1,5 +1,5 @@
 //! The server on a LAN of network namespaces, judged by programs that know
-//! nothing of it: dhclient, busybox's udhcpc, dnsmasq.
+//! nothing of it: dhclient, busybox's udhcpc, dnsmasq, dhcrelay.
 //!
 //! Needs root. Without it, or without a tool, a test says so and passes; in
 //! CI (`CI=true`) it fails.
@@ -394,6 +394,71 @@ fn an_address_somebody_took_for_himself_is_not_lent_and_no_offer_waits_for_that(
     assert!(address >= Ipv4Addr::new(10, 66, 0, 106), "{address}");
 }
 
+#[test]
+fn behind_a_real_relay_a_client_is_lent_an_address_of_its_network() {
+    let Some(lan) = Lan::new("relay", &["busybox", "dnsmasq"]) else {
+        return;
+    };
+    // The client's second interface hangs on the relay alone.
+    ip(&[
+        "-n",
+        &lan.other,
+        "link",
+        "add",
+        "down0",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth1",
+        "netns",
+        &lan.client,
+    ]);
+    ip(&[
+        "-n",
+        &lan.other,
+        "addr",
+        "add",
+        "10.67.0.1/24",
+        "dev",
+        "down0",
+    ]);
+    ip(&["-n", &lan.other, "link", "set", "down0", "up"]);
+    ip(&["-n", &lan.client, "link", "set", "eth1", "up"]);
+    ip(&[
+        "-n",
+        &lan.us,
+        "route",
+        "add",
+        "10.67.0.0/24",
+        "via",
+        "10.66.0.2",
+    ]);
+    let mut settings = settings(Mode::Full, Duration::from_secs(600));
+    settings.subnets.push(Subnet {
+        ranges: vec![(Ipv4Addr::new(10, 67, 0, 10), Ipv4Addr::new(10, 67, 0, 20))],
+        ..Subnet::new(Ipv4Addr::new(10, 67, 0, 0), NETMASK)
+    });
+    let served = lan.serve_settings(settings, Arc::new(Memory::default()));
+    let dnsmasq = "dnsmasq --keep-in-foreground --conf-file=/dev/null --port=0 --user=root \
+        --pid-file= --dhcp-relay=10.67.0.1,10.66.0.1";
+    // With option 82; not in lab/setup.sh, for its package starts a daemon.
+    let dhcrelay = "dhcrelay -4 -d -a -id down0 -iu eth0 10.66.0.1";
+    let is_there = |command: &&str| can_judge(&[command.split(' ').next().unwrap()]).is_ok();
+    for command in [dnsmasq, dhcrelay].iter().copied().filter(is_there) {
+        let mut words = command.split_whitespace();
+        let mut relay = in_namespace(&lan.other, words.next().unwrap());
+        relay.args(words).stderr(Stdio::null());
+        let _relay = Running(relay.spawn().expect("a relay"));
+        let ask = |arguments: &[&str]| lan.udhcpc_on("eth1", arguments);
+        wait_for(command, || ask(&[]).is_some());
+        let address = served.leases()[0].address;
+        assert_eq!(address.octets()[..3], [10, 67, 0], "{command}: {address}");
+        assert_eq!(ask(&["-B"]), Some(address), "{command}");
+        assert_eq!(served.leases().len(), 1);
+    }
+}
+
 /// How often a machine repeats itself that hears nothing.
 const REPEAT: Duration = Duration::from_secs(2);
 
@@ -600,11 +665,15 @@ impl Lan {
 
     /// Runs udhcpc once: the address it was lent.
     fn udhcpc(&self, arguments: &[&str]) -> Option<Ipv4Addr> {
+        self.udhcpc_on("eth0", arguments)
+    }
+
+    fn udhcpc_on(&self, interface: &str, arguments: &[&str]) -> Option<Ipv4Addr> {
         let mut command = in_namespace(&self.client, "busybox");
         command.args([
             "udhcpc",
             "-i",
-            "eth0",
+            interface,
             "-f",
             "-n",
             "-q",
