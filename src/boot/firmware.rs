@@ -51,8 +51,9 @@ pub(crate) fn candidates(firmware: Firmware) -> &'static [&'static str] {
             Arch::Riscv64 => &["riscv64-efi/snponly.efi", "riscv64-efi/ipxe.efi"],
             Arch::Loongarch64 => &["loong64-efi/snponly.efi", "loong64-efi/ipxe.efi"],
         },
-        // It asks for the files it knows, whatever it is told.
-        Firmware::RaspberryPi => &["bootcode.bin"],
+        // It asks for the files it knows, whatever it is told: those of the Pi 3,
+        // the Pi 4 and all of them.
+        Firmware::RaspberryPi => &["bootcode.bin", "start4.elf", "config.txt"],
         Firmware::Ipxe(_) | Firmware::System | Firmware::Other(_) => &[],
     }
 }

@@ -158,6 +158,11 @@ impl Policy for Addressing {
             None => {
                 if client.firmware != Firmware::System {
                     let words = match firmware::candidates(client.firmware).first() {
+                        Some(_) if client.firmware == Firmware::RaspberryPi => {
+                            "no files for a Raspberry Pi: put those of its boot partition into \
+                             loaders.directory"
+                                .to_owned()
+                        }
                         Some(file) => format!(
                             "no loader for {}: {file} is not installed (Debian, Ubuntu: package ipxe)",
                             client.firmware

@@ -12,9 +12,11 @@ use ::dhcp::Mac;
 use bytes::Bytes;
 
 use super::Site;
+use super::loaders::raspberry;
 use crate::timeline::Stage;
 
 mod autoexec;
+mod configs;
 mod grub;
 
 /// Longest name of a document; the file systems' own limit for one part.
@@ -66,7 +68,9 @@ pub(crate) fn find(site: &Site, asker: &Asker, name: &str) -> Option<Document> {
     if site.loaders.has_own(&name) {
         return None;
     }
-    autoexec::find(site, asker, &name).or_else(|| grub::find(site, asker, &name))
+    autoexec::find(site, asker, &name)
+        .or_else(|| configs::find(site, asker, &name))
+        .or_else(|| grub::find(site, asker, &name))
 }
 
 /// What a sent document means for its machine's boot; `None` where the name is
@@ -86,7 +90,9 @@ pub(crate) fn is_tried_only(name: &str) -> bool {
     let has = |start: &str, end: &str| last.starts_with(start) && last.ends_with(end);
     // A shim's further certificates and revocations; a GRUB's lists of modules
     // and, where it has none for HTTP, that module.
-    has("revocations", ".efi")
+    raspberry::is_tried_only(name)
+        || configs::is_tried_only(name)
+        || has("revocations", ".efi")
         || has("shim_certificate", ".efi")
         || has("", ".lst")
         || has("", ".mod")
@@ -110,7 +116,13 @@ fn last_part(name: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddrV4;
+
+    use tftp::{Content, ErrorCode, Files, Outcome};
+
     use super::*;
+    use crate::services::tests::{Lab, PC_ADDRESS, SERVER};
+    use crate::services::tftp::LoaderFiles;
 
     #[test]
     fn a_name_is_the_same_with_slashes_in_front_or_twice() {
@@ -136,6 +148,44 @@ mod tests {
         ] {
             assert!(!is_tried_only(name), "{name}");
         }
+    }
+
+    #[test]
+    fn a_raspberry_pis_probes_are_refused_at_once_and_no_news() {
+        let lab = Lab::new();
+        let pi = Mac([0xdc, 0xa6, 0x32, 1, 2, 3]);
+        lab.site().addresses.learn(PC_ADDRESS, pi);
+        let door = LoaderFiles(Arc::clone(lab.site()));
+        let told_of = |name: &str| {
+            let request = tftp::Request {
+                name: name.into(),
+                client: SocketAddrV4::new(PC_ADDRESS, 1024),
+                local: SocketAddrV4::new(SERVER, 69),
+            };
+            let code = door.open(&request).map(drop).unwrap_err();
+            assert_eq!(code, ErrorCode::NotFound, "{name}");
+            door.ended(&request, &Outcome::Refused(code));
+            lab.site().timeline.events(pi).len()
+        };
+        for name in [
+            "bootsig.bin",
+            "8a5b1c2d/dt-blob.bin",
+            "dc-a6-32-01-02-03/recovery.elf",
+            "pxelinux.cfg/01-dc-a6-32-01-02-03x",
+        ] {
+            assert_eq!(told_of(name), 0, "{name}");
+        }
+        assert_eq!(told_of("8a5b1c2d/start4.elf"), 1);
+        std::fs::write(lab.files().join("start4.elf"), "x").unwrap();
+        let request = tftp::Request {
+            name: "8a5b1c2d/start4.elf".into(),
+            client: SocketAddrV4::new(PC_ADDRESS, 1024),
+            local: SocketAddrV4::new(SERVER, 69),
+        };
+        assert!(matches!(
+            door.open(&request),
+            Ok(Content::File { size_bytes: 1, .. })
+        ));
     }
 
     #[test]

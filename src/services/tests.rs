@@ -84,7 +84,7 @@ impl Lab {
             dhcp_mode: DhcpMode::Full,
             disks: OnceLock::new(),
             systems: Systems::default(),
-            addresses: Addresses::default(),
+            addresses: Addresses::among(&self.neighbours()),
             climbs: Climbs::default(),
             ports: Ports {
                 http: 80,
@@ -107,6 +107,16 @@ impl Lab {
     /// From now on golden images are served over HTTP.
     pub(crate) fn serve_images(&mut self) {
         self.change(|site| site.serves_images = true);
+    }
+
+    /// From now on the system's loaders are not there.
+    pub(crate) fn only_own_loaders(&mut self) {
+        self.change(|site| site.loaders.only_own());
+    }
+
+    /// The ARP table of the server's kernel.
+    pub(crate) fn neighbours(&self) -> std::path::PathBuf {
+        self.directory.path().join("arp")
     }
 
     /// From now on there is a certificate authority.

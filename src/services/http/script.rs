@@ -1,5 +1,6 @@
 //! The boot script of a machine.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use axum::extract::{Query, State};
 use axum::http::{Response, StatusCode};
 use serde::Deserialize;
 
-use super::{Reached, text_response};
+use super::{Peer, Reached, text_response};
 use crate::boot::ladder::Sign;
 use crate::boot::script::{self, Doors, SanBoot, Waiting};
 use crate::boot::{BootPlan, plan};
@@ -28,6 +29,7 @@ pub(super) struct Asker {
 
 pub(super) async fn boot_script(
     State(site): State<Arc<Site>>,
+    Extension(Peer(peer)): Extension<Peer>,
     Extension(Reached(server)): Extension<Reached>,
     asker: Result<Query<Asker>, QueryRejection>,
 ) -> Response<Body> {
@@ -42,7 +44,8 @@ pub(super) async fn boot_script(
     };
     // Enrolling and preparing write to the store, and wait for it.
     let answer =
-        tokio::task::spawn_blocking(move || script_for(&site, &site.doors(server), &asker)).await;
+        tokio::task::spawn_blocking(move || script_for(&site, &site.doors(server), &asker, peer))
+            .await;
     match answer {
         Ok(Ok(text)) => text_response(StatusCode::OK, text),
         Ok(Err(error @ inventory::Error::Invalid(_))) => {
@@ -62,7 +65,12 @@ pub(super) async fn boot_script(
     }
 }
 
-fn script_for(site: &Site, doors: &Doors, asker: &Asker) -> inventory::Result<String> {
+fn script_for(
+    site: &Site,
+    doors: &Doors,
+    asker: &Asker,
+    peer: SocketAddr,
+) -> inventory::Result<String> {
     let filled = |field: &Option<String>| field.clone().filter(|text| !text.is_empty());
     let mac = filled(&asker.mac)
         .map(|text| parse_mac(&text))
@@ -85,6 +93,8 @@ fn script_for(site: &Site, doors: &Doors, asker: &Asker) -> inventory::Result<St
             None => Ok(script::who_are_you(doors)),
         };
     };
+    // Beside another DHCP server this may be the first we know of its address.
+    site.addresses.claimed(peer.ip(), mac);
     site.heard(mac, Sign::Alive);
     let made = site
         .inventory

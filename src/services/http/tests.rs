@@ -44,6 +44,25 @@ fn a_machine_gets_a_script_that_boots_its_disk() {
 }
 
 #[test]
+fn who_fetches_a_script_is_known_by_its_address_from_then_on() {
+    let (lab, pc) = lab();
+    let sent = || lab.told(&pc, Stage::FileSent).len();
+    std::fs::write(lab.files().join("a"), "a").unwrap();
+    lab.get(PC);
+    lab.get("/files/a");
+    assert_eq!(sent(), 0, "it is nobody's neighbour");
+    let entry = |mac| format!("{PC_ADDRESS} 0x1 0x2 {mac} * eth1\n");
+    std::fs::write(lab.neighbours(), entry("52:54:00:00:00:02")).unwrap();
+    lab.get(PC);
+    lab.get("/files/a");
+    assert_eq!(sent(), 0, "it is another neighbour");
+    std::fs::write(lab.neighbours(), entry("52:54:00:00:00:01")).unwrap();
+    lab.get(PC);
+    lab.get("/files/a");
+    assert_eq!(sent(), 1);
+}
+
+#[test]
 fn every_spelling_of_a_mac_finds_its_machine() {
     let (lab, _) = lab();
     for mac in ["52:54:00:00:00:01", "525400000001", "52%3a54%3A00:00:00:01"] {
