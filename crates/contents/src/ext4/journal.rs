@@ -85,38 +85,24 @@ impl Journal {
         }
         // Two passes, as a recovery makes them: a revocation of a later
         // transaction counts for the earlier ones.
-        let mut revoked: BTreeMap<u64, u32> = BTreeMap::new();
-        let mut too_many = false;
-        let end = log.each(&mut |sequence, record| {
-            let Record::Revoke(blocks) = record else {
-                return;
-            };
-            for block in blocks {
-                let last = revoked.entry(block).or_insert(sequence);
-                if is_later(sequence, *last) {
-                    *last = sequence;
-                }
-            }
-            too_many |= revoked.len() > MAX_REVOKED;
+        let mut revoked = Revoked::default();
+        let end = log.each(&mut |sequence, record| match record {
+            Record::Revoke(blocks) => revoked.add(sequence, blocks),
+            Record::Newer(..) => Ok(()),
         })?;
-        if too_many {
-            return Err(Error::TooMuch {
-                what: "revocations in a journal",
-                limit: MAX_REVOKED as u64,
-            });
-        }
         log.each(&mut |sequence, record| {
             let Record::Newer(block, place) = record else {
-                return;
+                return Ok(());
             };
             // What is not committed does not count.
             let is_committed = is_later(end, sequence);
             let is_revoked = revoked
-                .get(&block)
-                .is_some_and(|&last| is_later(end, last) && !is_later(sequence, last));
+                .last(block)
+                .is_some_and(|last| is_later(end, last) && !is_later(sequence, last));
             if is_committed && !is_revoked {
                 journal.newer.insert(block, place);
             }
+            Ok(())
         })?;
         Ok(journal)
     }
@@ -128,6 +114,34 @@ fn is_later(sequence: u32, than: u32) -> bool {
     ahead != 0 && ahead < 1 << 31
 }
 
+/// The last transaction that revoked a block, for each that was.
+#[derive(Default)]
+struct Revoked(BTreeMap<u64, u32>);
+
+impl Revoked {
+    /// Adds those of one block of a journal; refuses them once there are too
+    /// many, before they are kept.
+    fn add(&mut self, sequence: u32, blocks: Vec<u64>) -> Result<(), Error> {
+        if self.0.len() + blocks.len() > MAX_REVOKED {
+            return Err(Error::TooMuch {
+                what: "revocations in a journal",
+                limit: MAX_REVOKED as u64,
+            });
+        }
+        for block in blocks {
+            let last = self.0.entry(block).or_insert(sequence);
+            if is_later(sequence, *last) {
+                *last = sequence;
+            }
+        }
+        Ok(())
+    }
+
+    fn last(&self, block: u64) -> Option<u32> {
+        self.0.get(&block).copied()
+    }
+}
+
 /// What a journal says.
 enum Record {
     /// Newer bytes of a block.
@@ -135,6 +149,9 @@ enum Record {
     /// Older bytes of these blocks are of no use any more.
     Revoke(Vec<u64>),
 }
+
+/// Sees what a transaction says, by its number.
+type See<'a> = dyn FnMut(u32, Record) -> Result<(), Error> + 'a;
 
 /// The blocks of a journal, from its superblock on.
 struct Log<'a> {
@@ -226,9 +243,9 @@ impl Log<'_> {
         })
     }
 
-    /// Goes through all transactions; gives the number of the first that was
-    /// not committed.
-    fn each(&self, see: &mut dyn FnMut(u32, Record)) -> Result<u32, Error> {
+    /// Goes through all transactions, until `see` refuses; gives the number of
+    /// the first that was not committed.
+    fn each(&self, see: &mut See<'_>) -> Result<u32, Error> {
         let mut at = self.start;
         let mut sequence = self.sequence;
         // A journal is gone round once at most.
@@ -242,11 +259,11 @@ impl Log<'_> {
             match be32_at(&block, 4) {
                 DESCRIPTOR if self.is_whole(&block, block.len() - 4) => {
                     passed += self.tags(&block, at, left - 1, &mut |block, place| {
-                        see(sequence, Record::Newer(block, place));
-                    });
+                        see(sequence, Record::Newer(block, place))
+                    })?;
                 }
                 REVOKE if self.is_whole(&block, block.len() - 4) => {
-                    see(sequence, Record::Revoke(self.revoked(&block)));
+                    see(sequence, Record::Revoke(self.revoked(&block)))?;
                 }
                 // h_chksum[0]
                 COMMIT if self.is_whole(&block, 0x10) => sequence = sequence.wrapping_add(1),
@@ -286,7 +303,13 @@ impl Log<'_> {
 
     /// Goes through the tags of a descriptor, each for the block that follows
     /// in its turn, and at most `left`; gives how many there were.
-    fn tags(&self, block: &[u8], at: u32, left: u32, see: &mut dyn FnMut(u64, Place)) -> u32 {
+    fn tags(
+        &self,
+        block: &[u8],
+        at: u32,
+        left: u32,
+        see: &mut dyn FnMut(u64, Place) -> Result<(), Error>,
+    ) -> Result<u32, Error> {
         let has = |feature| self.incompatible & feature != 0;
         let tag_bytes = match (has(CSUM_V3), has(BIT64)) {
             (true, _) => 16,
@@ -315,13 +338,13 @@ impl Log<'_> {
                 block: self.place(self.after(at, count)),
                 is_escaped: flags & ESCAPED != 0,
             };
-            see(high | u64::from(be32_at(tag, 0)), place);
+            see(high | u64::from(be32_at(tag, 0)), place)?;
             if flags & LAST_TAG != 0 {
                 break;
             }
             offset += tag_bytes + if flags & SAME_UUID == 0 { 16 } else { 0 };
         }
-        count
+        Ok(count)
     }
 
     fn revoked(&self, block: &[u8]) -> Vec<u64> {
@@ -337,5 +360,23 @@ impl Log<'_> {
                 .map(|entry| u64::from(be32_at(entry, 0)) << 32 | u64::from(be32_at(entry, 4)))
                 .collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_revocations_are_kept_than_there_may_be() {
+        // A block of 64 KiB holds so many of 64 bits.
+        let per_block = 8190;
+        let mut revoked = Revoked::default();
+        let refused = (0..1000).find_map(|number| {
+            let blocks = (number * per_block..(number + 1) * per_block).collect();
+            revoked.add(1, blocks).err()
+        });
+        assert!(matches!(refused, Some(Error::TooMuch { .. })));
+        assert!(revoked.0.len() <= MAX_REVOKED);
     }
 }
