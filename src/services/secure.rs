@@ -2,7 +2,9 @@
 //! chosen by.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ::dhcp::Firmware;
 use contents::{Distribution, LinuxBoot};
@@ -10,6 +12,7 @@ use uuid::Uuid;
 
 use super::Site;
 use super::chains::Way;
+use super::iscsi::MachineDisks;
 use crate::boot::{BootPlan, plan};
 use crate::inventory::Machine;
 
@@ -17,23 +20,60 @@ use crate::inventory::Machine;
 /// looked at each time.
 const SYSTEMS_MAX: usize = 4096;
 
+/// How long an offer waits for a look into a disk, which all DHCP waits with.
+const LOOK_WAIT: Duration = Duration::from_secs(1);
+/// A look that has come to nothing after this long is begun again.
+const LOOK_LASTS: Duration = Duration::from_secs(300);
+/// A disk that could not be read is not looked at again for so long.
+const UNREADABLE_LASTS: Duration = Duration::from_secs(30);
+
 /// Which distribution each machine's disk was seen to hold, and what it booted
-/// then: an offer must not wait for a disk each time.
-#[derive(Default)]
-pub(crate) struct Systems(Mutex<HashMap<Uuid, (BootPlan, Distribution)>>);
+/// then: an offer must not wait for a disk each time, and never for long.
+#[derive(Clone, Default)]
+pub(crate) struct Systems(Arc<Mutex<HashMap<Uuid, (BootPlan, Seen)>>>);
+
+/// What was seen in a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Seen {
+    /// It is being looked at, since then.
+    Looking(Instant),
+    Is(Distribution),
+    /// It could not be read then.
+    Unreadable(Instant),
+}
 
 impl Systems {
-    fn of(&self, machine: &Machine) -> Option<Distribution> {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (booted, distribution) = seen.get(&machine.id)?;
-        (*booted == plan(machine)).then(|| distribution.clone())
+    /// What is known of a machine's disk; where nothing is, a look is begun.
+    fn begin(&self, machine: &Machine, now: Instant) -> Option<Seen> {
+        let booted = plan(machine);
+        let mut all = self.all();
+        let seen = all.get(&machine.id).filter(|(plan, _)| *plan == booted);
+        let lasts = |since: Instant, time| now.saturating_duration_since(since) < time;
+        let known = seen
+            .map(|(_, seen)| seen.clone())
+            .filter(|seen| match seen {
+                Seen::Looking(since) => lasts(*since, LOOK_LASTS),
+                Seen::Is(_) => true,
+                Seen::Unreadable(at) => lasts(*at, UNREADABLE_LASTS),
+            });
+        if known.is_none() {
+            Self::put(&mut all, machine, Seen::Looking(now));
+        }
+        known
     }
 
-    fn learn(&self, machine: &Machine, distribution: &Distribution) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() < SYSTEMS_MAX || seen.contains_key(&machine.id) {
-            seen.insert(machine.id, (plan(machine), distribution.clone()));
+    fn learn(&self, machine: &Machine, seen: Seen) {
+        Self::put(&mut self.all(), machine, seen);
+    }
+
+    fn put(all: &mut HashMap<Uuid, (BootPlan, Seen)>, machine: &Machine, seen: Seen) {
+        if all.len() < SYSTEMS_MAX || all.contains_key(&machine.id) {
+            all.insert(machine.id, (plan(machine), seen));
         }
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<Uuid, (BootPlan, Seen)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,10 +90,7 @@ impl Site {
     ) -> Result<String, String> {
         let way = Way::of(firmware, self.dhcp_mode)
             .ok_or_else(|| format!("no signed chain is made for {firmware}"))?;
-        let distribution = match self.systems.of(machine) {
-            Some(distribution) => Some(distribution),
-            None => self.linux_of(machine).ok().map(|linux| linux.distribution),
-        };
+        let distribution = self.distribution_of(machine)?;
         let inside = distribution
             .as_ref()
             .filter(|distribution| !distribution.id.is_empty())
@@ -62,16 +99,62 @@ impl Site {
         Ok(chain.shim)
     }
 
+    /// The distribution in a machine's disk, `None` where it cannot be read. A
+    /// disk that is slow, or in other hands, is looked at on a thread of its
+    /// own: the machine is told to come again, and others do not wait.
+    fn distribution_of(&self, machine: &Machine) -> Result<Option<Distribution>, String> {
+        match self.systems.begin(machine, Instant::now()) {
+            Some(Seen::Is(distribution)) => return Ok(Some(distribution)),
+            Some(Seen::Unreadable(_)) => return Ok(None),
+            Some(Seen::Looking(_)) => return Err(STILL_LOOKING.to_owned()),
+            None => {}
+        }
+        let (done, looked) = mpsc::sync_channel(1);
+        let (disks, systems) = (self.disks.get().cloned(), self.systems.clone());
+        let looking = {
+            let machine = machine.clone();
+            move || {
+                let found = linux_in(disks.as_ref(), &machine);
+                let distribution = found.ok().map(|linux| linux.distribution);
+                let seen = match &distribution {
+                    Some(distribution) => Seen::Is(distribution.clone()),
+                    None => Seen::Unreadable(Instant::now()),
+                };
+                systems.learn(&machine, seen);
+                let _ = done.send(distribution);
+            }
+        };
+        let began = thread::Builder::new()
+            .name("look".to_owned())
+            .spawn(looking);
+        if let Err(error) = began {
+            self.systems
+                .learn(machine, Seen::Unreadable(Instant::now()));
+            return Err(format!("looking into its disk: {error}"));
+        }
+        let looked = looked.recv_timeout(LOOK_WAIT);
+        looked.map_err(|_| STILL_LOOKING.to_owned())
+    }
+
     /// The Linux that the next boot of a machine finds in its disk; else a
     /// sentence for its screen. Reads the disk.
     pub(crate) fn linux_of(&self, machine: &Machine) -> Result<LinuxBoot, String> {
-        let disks = self.disks.get().and_then(Weak::upgrade);
-        let disks = disks.ok_or("this server is only starting, or ending")?;
-        let disk = disks.view(machine).map_err(|error| format!("{error:#}"))?;
-        let linux = contents::linux_boot(&disk).map_err(|error| error.to_string())?;
-        self.systems.learn(machine, &linux.distribution);
+        let linux = linux_in(self.disks.get(), machine)?;
+        let seen = Seen::Is(linux.distribution.clone());
+        self.systems.learn(machine, seen);
         Ok(linux)
     }
+}
+
+/// For the timeline of a machine that is offered nothing yet.
+const STILL_LOOKING: &str = "its disk is slow, or in use by a command: which Linux is in it \
+                             is still being looked at; it gets its loader when it asks again";
+
+fn linux_in(disks: Option<&Weak<MachineDisks>>, machine: &Machine) -> Result<LinuxBoot, String> {
+    let disks = disks.and_then(Weak::upgrade);
+    let disks = disks.ok_or("this server is only starting, or ending")?;
+    let disk = disks.view(machine).map_err(|error| format!("{error:#}"))?;
+    contents::linux_boot(&disk).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -146,6 +229,41 @@ mod tests {
         let pc = lab.inventory().machines().unwrap().remove(0);
         let words = &lab.told(&pc, Stage::Problem)[0];
         assert!(words.contains("GRUB 2.06 of debian"), "{words}");
+    }
+
+    #[test]
+    fn a_disk_that_is_in_other_hands_holds_up_nobody() {
+        let mut lab = lab();
+        install(&lab, "2.12");
+        lab.image("debian", 2);
+        let pc = lab.machine("pc2", 2, "debian", OverlayMode::Keep);
+        drop(lab.boot(&pc));
+        lab.restart();
+        let fact = lab.inventory().overlay_of(pc.id, "debian");
+        let fact = fact.unwrap().unwrap();
+        let firmware = Firmware::UefiPxe(Arch::X64);
+        let began = Instant::now();
+        lab.disks().with_overlay(&fact, &mut |_| {
+            for _ in 0..5 {
+                let told = lab.site().signed_chain(&pc, firmware).unwrap_err();
+                assert!(told.contains("when it asks again"), "{told}");
+            }
+        });
+        // A reader waits two seconds for its turn, each time.
+        assert!(began.elapsed() < Duration::from_secs(8));
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_read_is_looked_at_again_after_a_while() {
+        let lab = lab();
+        let pc = lab.inventory().machines().unwrap().remove(0);
+        assert_eq!(lab.site().distribution_of(&pc), Ok(None));
+        let systems = &lab.site().systems;
+        let now = Instant::now();
+        assert!(matches!(systems.begin(&pc, now), Some(Seen::Unreadable(_))));
+        assert_eq!(systems.begin(&pc, now + UNREADABLE_LASTS), None);
+        let again = systems.begin(&pc, now + UNREADABLE_LASTS);
+        assert!(matches!(again, Some(Seen::Looking(_))), "once only");
     }
 
     #[test]
