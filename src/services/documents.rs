@@ -100,7 +100,7 @@ pub(crate) fn is_tried_only(name: &str) -> bool {
 
 /// A name as documents have it: no slash in front, none twice. Firmware and
 /// loaders put a path together from two, and ask for `//name`.
-fn plain(name: &str) -> Option<String> {
+pub(crate) fn plain(name: &str) -> Option<String> {
     if name.len() > NAME_BYTES_MAX || name.contains(['\0', '\\']) {
         return None;
     }

@@ -62,6 +62,7 @@ async fn loader(
     Path(name): Path<String>,
     request: Request,
 ) -> Response<Body> {
+    let name = documents::plain(&name).unwrap_or(name);
     let found = find_document(&site, asker_of(&site, &request), &name).await;
     if let Some(sent) = send_document(&site, found, &request, &name) {
         return sent;
@@ -84,6 +85,15 @@ async fn document(State(site): State<Arc<Site>>, request: Request) -> Response<B
     let name = request.uri().path().trim_start_matches('/').to_owned();
     let found = find_document(&site, asker_of(&site, &request), &name).await;
     if let Some(sent) = send_document(&site, found, &request, &name) {
+        return sent;
+    }
+    // The user's own goes before what is made here.
+    if documents::stage_of(&name).is_some()
+        && let Some(name) = documents::plain(&name)
+        && let Ok(file) = site.loaders.open_own(&name)
+    {
+        let sent = send(Ok(file), &request, &name);
+        note(&site, &request, &sent, Stage::LoaderSent, &name);
         return sent;
     }
     text_response(StatusCode::NOT_FOUND, "there is no such file here\n".into())

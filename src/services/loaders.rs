@@ -43,9 +43,13 @@ impl Loaders {
 
     /// Whether the user's own directory has a file of this name.
     pub(crate) fn has_own(&self, name: &str) -> bool {
-        self.own
-            .as_ref()
-            .is_some_and(|own| open_below(std::slice::from_ref(own), name).is_ok())
+        self.open_own(name).is_ok()
+    }
+
+    /// Opens a file of the user's own directory alone, as [`Loaders::open`]
+    /// does.
+    pub(crate) fn open_own(&self, name: &str) -> io::Result<File> {
+        open_below(self.own.as_slice(), name)
     }
 
     /// Whether a loader of exactly this name is there. Asked for every DHCP

@@ -251,6 +251,31 @@ fn a_file_is_served_in_parts_and_nothing_outside_its_directory() {
 }
 
 #[test]
+fn the_users_own_document_is_sent_wherever_it_is_asked_for() {
+    let (lab, _) = lab();
+    std::fs::create_dir(lab.files().join("grub")).unwrap();
+    std::fs::write(lab.files().join("grub/grub.cfg"), "echo mine").unwrap();
+    std::fs::write(lab.files().join("snponly.efi"), "no document").unwrap();
+    for path in [
+        "/loader/grub/grub.cfg",
+        "/loader//grub/grub.cfg",
+        "/grub/grub.cfg",
+        "//grub/grub.cfg",
+        "/grub//grub.cfg",
+    ] {
+        let answer = lab.get(path);
+        assert_eq!(
+            (answer.status, answer.text.as_str()),
+            (StatusCode::OK, "echo mine"),
+            "{path}"
+        );
+    }
+    for path in ["/snponly.efi", "/grub/../grub/grub.cfg"] {
+        assert_eq!(lab.get(path).status, StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[test]
 fn a_directory_is_listed_and_its_links_lead_to_its_files() {
     let (lab, _) = lab();
     let directory = lab.files().join("isos/a b");
