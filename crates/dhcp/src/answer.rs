@@ -3,7 +3,8 @@
 //!
 //! No socket, no clock. What happened is told to [`Policy::observe`] on the
 //! way; what must survive is in the [`LeaseStore`](crate::LeaseStore) before
-//! the reply is returned.
+//! the reply is returned, or, in a batch, when [`Leases::commit`] is: no reply
+//! is sent before.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, SystemTime};

@@ -6,8 +6,9 @@
 //! in.
 //!
 //! Invariants: no address has two holders; a lease is in the store before it
-//! is in memory; an address with a live iSCSI session is lent to nobody but
-//! its holder.
+//! is in memory, or by the end of its batch, and is in neither where that
+//! fails; an address with a live iSCSI session is lent to nobody but its
+//! holder.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -31,6 +32,11 @@ pub const MIN_HOLD: Duration = Duration::from_secs(600);
 /// How far beyond [`MIN_HOLD`] the lease of a live session is renewed each
 /// time: more means fewer writes to the store.
 const RENEW_SLACK: Duration = Duration::from_secs(300);
+
+/// After this the system itself has written what nobody waited for. A lease
+/// that ends sooner, or has ended, is renewed as a new one is lent: were power
+/// lost, the store would say that the address is free.
+const WRITTEN_BACK: Duration = Duration::from_secs(60);
 
 /// The longest time between two calls of [`Leases::renew_in_use`]; a session
 /// may have been lost right after one.
@@ -299,8 +305,8 @@ impl Leases {
         };
         if renewed != Some(&lease) {
             let change = match renewed {
-                Some(_) => Change::Renew(lease),
-                None => Change::Bind(lease),
+                Some(old) if old.expires > now + WRITTEN_BACK => Change::Renew(lease),
+                _ => Change::Bind(lease),
             };
             self.change(change)?;
         }

@@ -91,9 +91,10 @@ pub trait LeaseStore: Send + Sync + 'static {
 /// A change of the leases kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// An address new to its MAC: must survive the loss of power.
+    /// An address new to its MAC, or one whose lease has ended or is about to:
+    /// must survive the loss of power.
     Bind(Lease),
-    /// The address it had, with another end.
+    /// The address it has, with another end.
     Renew(Lease),
     /// The lease is forgotten.
     End(Mac),

@@ -597,3 +597,45 @@ fn a_batch_reaches_the_store_together_or_nothing_of_it_was_lent() {
     assert_eq!(pool.expires(1), at(0) + LEASE_TIME);
     assert_eq!(pool.leases.all().len(), 2);
 }
+
+/// A store that notes what it is told.
+#[derive(Default)]
+struct Noted(Mutex<Vec<Change>>);
+
+impl LeaseStore for Noted {
+    fn load(&self) -> Result<Vec<Lease>, String> {
+        Ok(Vec::new())
+    }
+
+    fn save(&self, _: &Lease) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn remove(&self, _: Mac) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn apply(&self, changes: &[Change]) -> Result<(), String> {
+        self.0.lock().unwrap().extend_from_slice(changes);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_lease_that_had_ended_is_lent_again_as_durably_as_a_new_one() {
+    let store = Arc::new(Noted::default());
+    let mut leases = Leases::open(store.clone(), at(0)).unwrap();
+    let mut is_durable = |now: u64| {
+        let client = client(1);
+        leases
+            .lend(&client, host(100), LEASE_TIME, at(now))
+            .unwrap();
+        let last = store.0.lock().unwrap().pop().unwrap();
+        matches!(last, Change::Bind(_))
+    };
+    let hour = LEASE_TIME.as_secs();
+    assert!(is_durable(0), "new");
+    assert!(!is_durable(hour / 2), "in good time");
+    assert!(is_durable(hour + hour / 2 - 1), "in the last moment");
+    assert!(is_durable(10 * hour), "it had ended");
+}
