@@ -253,13 +253,13 @@ pub fn watch(message: &Message, server: Ipv4Addr, netmask: Ipv4Addr, policy: &dy
 
 /// The network a client is in: the one its relay says, the one it chooses
 /// itself (RFC 3011), its relay's own; that of the address it renews by
-/// unicast, which may come through a router; or the interface's own.
+/// unicast, which may come through a router; or the interface's own. Where one
+/// network lies in another, the smaller one.
 fn subnet_of<'a>(arrival: &Arrival, settings: &'a Settings) -> Option<&'a Subnet> {
     let find = |address| {
-        settings
-            .subnets
-            .iter()
-            .find(|subnet| subnet.contains(address))
+        let all = settings.subnets.iter().rev();
+        all.filter(|subnet| subnet.contains(address))
+            .max_by_key(|subnet| subnet.netmask)
     };
     let message = arrival.message;
     let selected = arrival

@@ -43,6 +43,16 @@ fn a_relay_may_select_another_network_than_its_own() {
 }
 
 #[test]
+fn a_network_behind_a_relay_may_lie_in_that_of_an_interface() {
+    let mut lab = lab();
+    lab.settings.subnets[0].netmask = Ipv4Addr::new(255, 0, 0, 0);
+    let behind = lab.broadcast(&relayed(discover(1), &[])).unwrap().message;
+    assert_eq!(behind.yiaddr.octets()[..3], [10, 3, 0]);
+    let here = lab.broadcast(&discover(2)).unwrap().message;
+    assert_eq!(here.yiaddr.octets()[..3], [10, 0, 0]);
+}
+
+#[test]
 fn without_a_relay_option_82_selects_nothing() {
     let mut message = discover(1);
     message.options.set(code::RELAY, [5, 4, 10, 4, 0, 0]);
