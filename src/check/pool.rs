@@ -28,52 +28,13 @@ pub(super) fn judge(dhcp: &Dhcp, chosen: &Served, addresses: &str) -> Vec<Findin
             format!("set dhcp.pool, as in {}", subnet.suggestion()),
         ));
     }
-    for &(first, last) in &dhcp.pool {
-        let range = format!("the range {first}-{last} of dhcp.pool");
-        let holds = |address: Ipv4Addr| first <= address && address <= last;
-        if !subnet.holds(first) || !subnet.holds(last) {
-            findings.push(Finding::error(
-                format!(
-                    "{range} is not inside {subnet}, the network of {}",
-                    chosen.interface
-                ),
-                format!(
-                    "choose a range of that network, as in {}",
-                    subnet.suggestion()
-                ),
-            ));
-            continue;
-        }
-        if holds(chosen.address) {
-            findings.push(Finding::error(
-                format!("{range} holds this server's own address {}", chosen.address),
-                "leave that address out of dhcp.pool; two ranges do it",
-            ));
-        }
-        if chosen.netmask.to_bits().count_ones() <= 30
-            && (holds(subnet.network()) || holds(subnet.broadcast()))
-        {
-            findings.push(Finding::error(
-                format!("{range} holds the network's own address or its broadcast address"),
-                format!("leave {} and {} out", subnet.network(), subnet.broadcast()),
-            ));
-        }
-        if let Some(router) = dhcp
-            .router
-            .filter(|&router| holds(router) && router != chosen.address)
-        {
-            findings.push(Finding::error(
-                format!("{range} holds the router {router}"),
-                "leave that address out of dhcp.pool; two ranges do it",
-            ));
-        }
-    }
-    if let Some(router) = dhcp.router.filter(|&router| !subnet.holds(router)) {
-        findings.push(Finding::warning(
-            format!("dhcp.router {router} is not inside {subnet}: machines cannot reach it"),
-            "name the router's address on the machines' LAN",
-        ));
-    }
+    let lan = format!("the network of {}", chosen.interface);
+    findings.extend(judge_ranges(
+        (&dhcp.pool, "dhcp.pool"),
+        (dhcp.router, "dhcp.router"),
+        (&subnet, &lan),
+        Some(chosen.address),
+    ));
     if is_dynamic(addresses, chosen.address) {
         findings.push(Finding::warning(
             format!(
@@ -86,8 +47,61 @@ pub(super) fn judge(dhcp: &Dhcp, chosen: &Served, addresses: &str) -> Vec<Findin
     findings
 }
 
+/// Compares ranges and a router, each with the name of its key, with the
+/// network they are for.
+fn judge_ranges(
+    (pool, pool_key): (&[(Ipv4Addr, Ipv4Addr)], &str),
+    (router, router_key): (Option<Ipv4Addr>, &str),
+    (subnet, lan): (&Subnet, &str),
+    own: Option<Ipv4Addr>,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for &(first, last) in pool {
+        let range = format!("the range {first}-{last} of {pool_key}");
+        let holds = |address: Ipv4Addr| first <= address && address <= last;
+        if !subnet.holds(first) || !subnet.holds(last) {
+            findings.push(Finding::error(
+                format!("{range} is not inside {subnet}, {lan}"),
+                format!(
+                    "choose a range of that network, as in {}",
+                    subnet.suggestion()
+                ),
+            ));
+            continue;
+        }
+        if let Some(own) = own.filter(|&own| holds(own)) {
+            findings.push(Finding::error(
+                format!("{range} holds this server's own address {own}"),
+                format!("leave that address out of {pool_key}; two ranges do it"),
+            ));
+        }
+        if subnet.mask.to_bits().count_ones() <= 30
+            && (holds(subnet.network()) || holds(subnet.broadcast()))
+        {
+            findings.push(Finding::error(
+                format!("{range} holds the network's own address or its broadcast address"),
+                format!("leave {} and {} out", subnet.network(), subnet.broadcast()),
+            ));
+        }
+        if let Some(router) = router.filter(|&router| holds(router) && own != Some(router)) {
+            findings.push(Finding::error(
+                format!("{range} holds the router {router}"),
+                format!("leave that address out of {pool_key}; two ranges do it"),
+            ));
+        }
+    }
+    if let Some(router) = router.filter(|&router| !subnet.holds(router)) {
+        findings.push(Finding::warning(
+            format!("{router_key} {router} is not inside {subnet}: machines cannot reach it"),
+            "name the router's address on the machines' LAN",
+        ));
+    }
+    findings
+}
+
 /// What of `[dhcp]` and its networks is nowhere: a range of no interface's
-/// network, a network that neither an interface nor a relay is in.
+/// network, a network that neither an interface nor a relay is in; and what
+/// does not fit a network behind a relay.
 pub(super) fn strays(dhcp: &Dhcp, chosen: &[Served]) -> Vec<Finding> {
     let is_served = |network: Ipv4Addr, mask: Ipv4Addr| {
         let mut own = chosen.iter();
@@ -108,6 +122,24 @@ pub(super) fn strays(dhcp: &Dhcp, chosen: &[Served]) -> Vec<Finding> {
                 format!("{network}/{width} is the network of an interface that is served, and its [[dhcp.subnet]] says relayed = true"),
                 "take relayed = true out",
             )),
+            (false, true) if dhcp.mode == DhcpMode::Full => {
+                let behind = Subnet {
+                    address: network,
+                    mask,
+                };
+                if subnet.pool.is_empty() {
+                    findings.push(Finding::warning(
+                        format!("the [[dhcp.subnet]] of {behind} has no pool: only machines with a fixed address get one"),
+                        format!("set its pool, as in {}", behind.suggestion()),
+                    ));
+                }
+                findings.extend(judge_ranges(
+                    (&subnet.pool, "its [[dhcp.subnet]]"),
+                    (subnet.router, "the router"),
+                    (&behind, "a network behind a relay"),
+                    None,
+                ));
+            }
             _ => {}
         }
     }
@@ -183,7 +215,7 @@ impl std::fmt::Display for Subnet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, SubnetConfig};
 
     const fn lan(last: u8) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, 1, last)
@@ -234,6 +266,30 @@ mod tests {
             ..full(&[(lan(100), lan(200))])
         };
         assert!(said(&dhcp).contains("the router 192.168.1.150"));
+    }
+
+    #[test]
+    fn a_network_behind_a_relay_is_looked_at_too() {
+        let far = |last| Ipv4Addr::new(10, 20, 0, last);
+        let said = |pool: &[(Ipv4Addr, Ipv4Addr)]| -> String {
+            let subnet = SubnetConfig {
+                network: Some((far(0), Ipv4Addr::new(255, 255, 255, 0))),
+                relayed: true,
+                pool: pool.to_vec(),
+                router: Some(far(1)),
+                ..SubnetConfig::default()
+            };
+            let dhcp = Dhcp {
+                subnets: vec![subnet],
+                ..full(&[(lan(100), lan(200))])
+            };
+            let findings = strays(&dhcp, &[chosen()]);
+            findings.iter().map(Finding::to_string).collect()
+        };
+        assert_eq!(said(&[(far(10), far(99))]), "");
+        assert!(said(&[(lan(10), lan(20))]).contains("not inside 10.20.0.0/24"));
+        assert!(said(&[(far(1), far(20))]).contains("the router 10.20.0.1"));
+        assert!(said(&[]).contains("has no pool"));
     }
 
     #[test]
