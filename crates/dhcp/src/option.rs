@@ -59,6 +59,8 @@ enum Kind {
     Any,
     /// A number inside option 43 or 175.
     Inner(u8),
+    /// A multicast address inside option 43.
+    Group,
     Menu,
     Prompt,
 }
@@ -68,6 +70,7 @@ impl Kind {
         match self {
             Kind::Text => "a text",
             Kind::Address => "an IPv4 address, as in \"192.168.1.1\"",
+            Kind::Group => "a multicast address, as in \"239.1.2.3\"",
             Kind::Addresses => "a list of IPv4 addresses, as in [\"192.168.1.1\"]",
             Kind::Byte | Kind::Inner(_) => "a number from 0 to 255",
             Kind::Short => "a number from 0 to 65535",
@@ -128,7 +131,7 @@ const KNOWN: &[(u8, &str, Kind)] = &[
     (175, "ipxe-options", Kind::Any),
     // Inside option 43 (PXE 2.1 table 2-1).
     (43, "pxe-discovery-control", Kind::Inner(6)),
-    (43, "pxe-multicast-address", Kind::Address),
+    (43, "pxe-multicast-address", Kind::Group),
     (43, "pxe-menu", Kind::Menu),
     (43, "pxe-prompt", Kind::Prompt),
     // Inside option 175.
@@ -310,7 +313,7 @@ fn read_one(name: &str, value: &Value) -> Result<(Setting, Kind), String> {
         (None, Some(code)) => (code, Kind::Any),
         (None, None) => return Err(unknown(name, &plain)),
     };
-    let data = data(&plain, kind, value)
+    let data = data(kind, value)
         .ok_or_else(|| format!("{name} (option {code}) takes {}", kind.allowed()))?;
     if data.is_empty() {
         return Err(format!("{name} (option {code}) is empty"));
@@ -335,12 +338,12 @@ fn unknown(name: &str, plain: &str) -> String {
 }
 
 /// A value's bytes; `None` where it is not of its kind.
-fn data(name: &str, kind: Kind, value: &Value) -> Option<Vec<u8>> {
+fn data(kind: Kind, value: &Value) -> Option<Vec<u8>> {
     if let Value::Text(text) = value
         && let Some(digits) = text.strip_prefix("hex:")
     {
         return match kind {
-            Kind::Inner(_) | Kind::Menu | Kind::Prompt => None,
+            Kind::Inner(_) | Kind::Menu | Kind::Prompt | Kind::Group => None,
             _ => hex(digits),
         };
     }
@@ -349,8 +352,9 @@ fn data(name: &str, kind: Kind, value: &Value) -> Option<Vec<u8>> {
             Value::Text(text) if !text.contains('\0') => Some(text.clone().into_bytes()),
             _ => None,
         },
-        Kind::Address if name == "pxe-multicast-address" => {
-            Some(inner(7, &address(value)?.octets()))
+        Kind::Group => {
+            let group = address(value).filter(Ipv4Addr::is_multicast)?;
+            Some(inner(7, &group.octets()))
         }
         Kind::Address => Some(address(value)?.octets().to_vec()),
         Kind::Addresses => addresses(value),
@@ -686,6 +690,19 @@ mod tests {
                 data: data.to_vec()
             }]
         );
+    }
+
+    #[test]
+    fn a_multicast_address_goes_into_option_43_and_is_one() {
+        let name = "pxe-multicast-address";
+        let found = one(name, text("239.1.2.3"));
+        assert_eq!(
+            (found.code, found.data),
+            (43, vec![7, 4, 239, 1, 2, 3, 255])
+        );
+        for wrong in ["hex:ef010203", "10.0.0.1"] {
+            assert!(refusal(name, text(wrong)).contains("takes a multicast address"));
+        }
     }
 
     #[test]
