@@ -65,6 +65,10 @@ const FOREIGN_PAUSE: Duration = Duration::from_secs(60);
 /// How often malformed packets are told to the site.
 const MALFORMED_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often the site is told that strangers find no address left; of its own
+/// machines it is told each time.
+const EXHAUSTED_PAUSE: Duration = Duration::from_secs(10);
+
 /// Foreign servers remembered; whoever invents more is not told more often.
 const MAX_FOREIGN_SERVERS: usize = 64;
 
@@ -147,6 +151,7 @@ impl Server {
                 booting: Mutex::default(),
                 foreign: Mutex::default(),
                 malformed: Mutex::default(),
+                exhausted: Mutex::default(),
             },
             leases: Mutex::new(leases),
             received: AtomicU64::new(0),
@@ -512,6 +517,17 @@ struct Calm {
     booting: Mutex<Booting>,
     foreign: Mutex<HashMap<Ipv4Addr, Instant>>,
     malformed: Mutex<Option<Instant>>,
+    exhausted: Mutex<Option<Instant>>,
+}
+
+/// Whether it was last told longer ago than `pause`; then it is told now.
+fn is_due(told: &Mutex<Option<Instant>>, pause: Duration) -> bool {
+    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_due = told.is_none_or(|told| told.elapsed() >= pause);
+    if is_due {
+        *told = Some(Instant::now());
+    }
+    is_due
 }
 
 impl Calm {
@@ -532,16 +548,9 @@ impl Calm {
                 }
                 has_room
             }
-            Observation::Malformed { .. } => {
-                let mut malformed = self
-                    .malformed
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                let is_fresh = malformed.is_some_and(|told| told.elapsed() < MALFORMED_PAUSE);
-                if !is_fresh {
-                    *malformed = Some(Instant::now());
-                }
-                !is_fresh
+            Observation::Malformed { .. } => is_due(&self.malformed, MALFORMED_PAUSE),
+            Observation::PoolExhausted { mac } => {
+                self.policy.promise(*mac).is_known || is_due(&self.exhausted, EXHAUSTED_PAUSE)
             }
             _ => true,
         }

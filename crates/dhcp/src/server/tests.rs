@@ -78,13 +78,25 @@ fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
         booting: Mutex::default(),
         foreign: Mutex::default(),
         malformed: Mutex::default(),
+        exhausted: Mutex::default(),
     };
-    for _ in 0..100 {
+    let known = Mac([2, 0, 0, 0, 0, 1]);
+    let promise = Promise {
+        is_known: true,
+        ..Promise::default()
+    };
+    site.promises.lock().unwrap().insert(known, promise);
+    for number in 0..100 {
         calm.observe(&Observation::ForeignServer { server: host(2) });
         calm.observe(&Observation::ForeignServer { server: SERVER });
         calm.observe(&Observation::Malformed {
             reason: "rubbish".into(),
         });
+        let mac = Mac([2, 0, 0, 0, 1, number]);
+        calm.observe(&Observation::PoolExhausted { mac });
+    }
+    for _ in 0..2 {
+        calm.observe(&Observation::PoolExhausted { mac: known });
     }
     assert_eq!(
         site.observations(),
@@ -92,7 +104,12 @@ fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
             Observation::ForeignServer { server: host(2) },
             Observation::Malformed {
                 reason: "rubbish".into()
-            }
+            },
+            Observation::PoolExhausted {
+                mac: Mac([2, 0, 0, 0, 1, 0])
+            },
+            Observation::PoolExhausted { mac: known },
+            Observation::PoolExhausted { mac: known },
         ]
     );
     for number in 0..=255 {
