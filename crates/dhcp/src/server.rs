@@ -39,8 +39,8 @@ use crate::answer::{Arrival, CLIENT_PORT, Destination, Port, Reply, answer, watc
 use crate::lease::{Leases, RENEW_INTERVAL};
 use crate::wire::{Message, MessageType, Op};
 use crate::{
-    Boot, Client, Lease, LeaseStore, Mac, Mode, Observation, Policy, Promise, Settings, Subnet,
-    frame,
+    Boot, Client, Lease, LeaseStore, Mac, Mode, Observation, Policy, Promise, Settings, Style,
+    Subnet, frame,
 };
 use conflict::{Asker, RegisteredAsker};
 use packet::{AsyncPacketSocket, PacketSocket};
@@ -560,6 +560,10 @@ impl Calm {
 impl Policy for Calm {
     fn boot(&self, client: &Client, server: Ipv4Addr) -> Option<Boot> {
         self.policy.boot(client, server)
+    }
+
+    fn style(&self, client: &Client, server: Ipv4Addr) -> Style {
+        self.policy.style(client, server)
     }
 
     fn promise(&self, mac: Mac) -> Promise {

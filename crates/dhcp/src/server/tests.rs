@@ -69,17 +69,36 @@ fn an_interface_that_is_not_there_is_named() {
     assert!(error.to_string().contains("no-such-thing"), "{error}");
 }
 
-#[test]
-fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
-    let site = Arc::new(Site::default());
-    let calm = Calm {
+fn calm(site: &Arc<Site>) -> Calm {
+    Calm {
         policy: site.clone(),
         own: vec![SERVER],
         booting: Mutex::default(),
         foreign: Mutex::default(),
         malformed: Mutex::default(),
         exhausted: Mutex::default(),
+    }
+}
+
+#[test]
+fn the_style_the_site_chose_reaches_the_wire() {
+    let site = Arc::new(Site::default());
+    *site.style.lock().unwrap() = Style::Menu;
+    let client = Client {
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        uuid: None,
+        firmware: crate::Firmware::BiosPxe,
+        vendor_class: None,
+        host_name: None,
+        xid: 0,
     };
+    assert_eq!(calm(&site).style(&client, SERVER), Style::Menu);
+}
+
+#[test]
+fn what_strangers_trigger_is_told_once_and_our_own_address_never() {
+    let site = Arc::new(Site::default());
+    let calm = calm(&site);
     let known = Mac([2, 0, 0, 0, 0, 1]);
     let promise = Promise {
         is_known: true,
