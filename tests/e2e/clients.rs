@@ -134,7 +134,7 @@ fn of(recorded: &Message, mac: [u8; 6], nth: u32) -> Message {
 
 #[test]
 fn every_client_walks_its_dialogue_with_the_server_alone() {
-    let loaders = loaders();
+    let loaders = loaders().unwrap();
     let settings = settings(Dhcp::Full, &loaders);
     with_server(Turn::Always, &settings, |lan, _server| {
         all_walk(lan, SERVER)
@@ -143,7 +143,7 @@ fn every_client_walks_its_dialogue_with_the_server_alone() {
 
 #[test]
 fn every_client_walks_its_dialogue_beside_another_dhcp_server() {
-    let loaders = loaders();
+    let loaders = loaders().unwrap();
     let settings = settings(Dhcp::Proxy, &loaders);
     with_server_and_neighbour(Turn::Always, &settings, |lan, _server, _neighbour| {
         all_walk(lan, NEIGHBOUR)
@@ -151,10 +151,10 @@ fn every_client_walks_its_dialogue_beside_another_dhcp_server() {
 }
 
 /// A directory with what no package brings: a Raspberry Pi's first file.
-fn loaders() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    std::fs::write(directory.path().join("bootcode.bin"), [0x52; 52_480]).unwrap();
-    directory
+fn loaders() -> Result<tempfile::TempDir> {
+    let directory = tempfile::tempdir()?;
+    std::fs::write(directory.path().join("bootcode.bin"), [0x52; 52_480])?;
+    Ok(directory)
 }
 
 fn settings(dhcp: Dhcp, loaders: &tempfile::TempDir) -> Settings {
