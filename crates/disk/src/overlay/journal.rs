@@ -62,10 +62,11 @@ struct Log {
 }
 
 impl Journal {
-    /// The journal of a layer that keeps none.
-    pub(super) fn none(dir: &Path) -> Journal {
+    /// The journal of a layer that keeps none, or of none yet: nothing can be
+    /// noted in it.
+    pub(super) fn none() -> Journal {
         Journal {
-            dir: dir.to_owned(),
+            dir: PathBuf::new(),
             sequence: 0,
             log: None,
         }
@@ -149,6 +150,10 @@ impl Journal {
         live: &Live,
         sync_data: impl FnOnce() -> io::Result<()>,
     ) -> Result<(), StepError> {
+        if self.dir.as_os_str().is_empty() {
+            let reason = "marks have no journal to be noted in";
+            return Err(StepError::Failed(io::Error::other(reason)));
+        }
         let Some(sequence) = self.sequence.checked_add(1) else {
             let error = corrupt(&self.dir, "has no more numbers for checkpoints");
             return Err(StepError::Abandoned(error));

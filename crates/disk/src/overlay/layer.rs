@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::OverlayMode;
 use super::data::Data;
@@ -29,7 +29,7 @@ pub(super) struct Top {
     layer: OnceLock<Layer>,
     /// The journal that was begun with the layer, until the next flush takes
     /// it.
-    pub(super) begun: Mutex<Option<Journal>>,
+    begun: Mutex<Option<Journal>>,
 }
 
 impl Top {
@@ -45,7 +45,7 @@ impl Top {
     /// A top that was found.
     pub(super) fn found(number: u32, layer: Layer) -> Top {
         let top = Top::fresh(number);
-        top.set(layer);
+        let _ = top.layer.set(layer);
         top
     }
 
@@ -54,8 +54,23 @@ impl Top {
         self.layer.get()
     }
 
-    /// From here on it is written; called once.
-    pub(super) fn set(&self, layer: Layer) {
+    /// The layer, once something is written to it, and `journal` is its own
+    /// then: the first write may have come since the journal was locked, and
+    /// its marks are noted in no other.
+    pub(super) fn layer_with(&self, journal: &mut Journal) -> Option<&Layer> {
+        let layer = self.layer()?;
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(begun) = begun.take() {
+            *journal = begun;
+        }
+        Some(layer)
+    }
+
+    /// From here on it is written, with the journal that was begun for it;
+    /// called once.
+    pub(super) fn begin(&self, layer: Layer, journal: Journal) {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        *begun = Some(journal);
         let _ = self.layer.set(layer);
     }
 }
@@ -82,7 +97,7 @@ impl Layer {
         let live = Live::create(files, &dir.join("live"), files.boot_id(), number, blocks)?;
         let journal = match mode {
             OverlayMode::Keep => Journal::begin(files, &dir, blocks)?,
-            OverlayMode::Reset => Journal::none(&dir),
+            OverlayMode::Reset => Journal::none(),
         };
         files.sync_dir(&dir)?;
         files.sync_dir(overlay_dir)?;

@@ -124,7 +124,7 @@ impl Store {
         self.flush()?;
         let mut journal = self.journal();
         let stack = self.disk.stack();
-        if let Some(top) = stack.top.layer()
+        if let Some(top) = stack.top.layer_with(&mut journal)
             && journal.has_records()
         {
             match self.checkpoint(&mut journal, top) {
@@ -179,8 +179,7 @@ impl Store {
             })?;
         }
         if let Some((layer, journal)) = made {
-            *held(&stack.top.begun) = Some(journal);
-            stack.top.set(layer);
+            stack.top.begin(layer, journal);
         }
         self.ready.store(true, Ordering::Release);
         Ok(())
@@ -298,13 +297,9 @@ impl Store {
         held(&self.pending)
     }
 
-    /// The journal of the top as it is now.
+    /// The journal, of the top once [`Top::layer_with`] has seen it.
     fn journal(&self) -> MutexGuard<'_, Journal> {
-        let mut journal = held(&self.journal);
-        if let Some(begun) = held(&self.disk.stack().top.begun).take() {
-            *journal = begun;
-        }
-        journal
+        held(&self.journal)
     }
 }
 

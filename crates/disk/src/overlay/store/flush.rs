@@ -77,17 +77,20 @@ impl Store {
 
     /// One round of the group commit.
     fn round(&self) -> Result<(), DiskError> {
-        let mut journal = self.journal();
+        self.note_all(&mut self.journal())
+    }
+
+    fn note_all(&self, journal: &mut Journal) -> Result<(), DiskError> {
         self.health.check()?;
         let stack = self.disk.stack();
-        let Some(top) = stack.top.layer() else {
+        let Some(top) = stack.top.layer_with(journal) else {
             return Ok(());
         };
-        let durable = self.make_durable(&mut journal, top)?;
+        let durable = self.make_durable(journal, top)?;
         self.punch_durable(top, durable);
         if journal.wants_checkpoint() && journal.has_records() {
             // The flush is done; lack of space only makes the log longer.
-            match self.checkpoint(&mut journal, top) {
+            match self.checkpoint(journal, top) {
                 Err(DiskError::NoSpace(reason)) => no_checkpoint(&reason),
                 answer => answer?,
             }
@@ -210,4 +213,36 @@ impl Store {
 /// The log says the same, only longer.
 pub(super) fn no_checkpoint(reason: &str) {
     tracing::warn!(reason, "no checkpoint for lack of space");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::super::{BaseId, Caching, Overlay};
+    use super::*;
+    use crate::{Disk, Ram};
+
+    #[test]
+    fn a_first_write_beside_a_flush_is_noted_in_its_own_log_and_in_no_other() {
+        let home = tempfile::tempdir().unwrap();
+        let base = BaseId {
+            uuid: [1; 16],
+            sha256: [2; 32],
+            size_bytes: 1 << 20,
+        };
+        let image = Arc::new(Ram::with_contents(vec![1; 1 << 20]).read_only());
+        let (dir, mode) = (home.path().join("overlay"), OverlayMode::Keep);
+        let overlay = Overlay::create(&dir, image, base, mode, 1, Caching::WriteBack).unwrap();
+        let store = overlay.store.clone();
+        for round in 0..2 {
+            // The flush has the journal; the first write makes the layer now.
+            let mut journal = store.journal();
+            overlay.write(round * 4096, &[7; 4096]).unwrap();
+            store.note_all(&mut journal).unwrap();
+            assert!(journal.has_records());
+            drop(journal);
+            store.freeze(&overlay.retired, None).unwrap();
+        }
+    }
 }

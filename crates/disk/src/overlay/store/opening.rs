@@ -184,7 +184,7 @@ impl Parts {
         Parts {
             lock,
             stack: Stack::new(Top::fresh(head.top()), Vec::new(), blocks),
-            journal: Journal::none(Path::new("")),
+            journal: Journal::none(),
             head,
             loss: HostLoss::None,
         }
@@ -200,7 +200,7 @@ fn open_keep(files: &Files, dir: &Path, lock: Arc<Lock>, mut head: Head) -> io::
     };
     let number = head.top();
     let (top, journal) = match head.is_fresh {
-        true => (Top::fresh(number), Journal::none(Path::new(""))),
+        true => (Top::fresh(number), Journal::none()),
         false => {
             let layer = match Layer::open(files, dir, number, size_bytes)? {
                 Some(layer) => layer,
@@ -267,7 +267,7 @@ fn open_reset(files: &Files, dir: &Path, lock: Arc<Lock>, mut head: Head) -> io:
     Ok(Parts {
         lock,
         stack: Stack::new(top, frozen, blocks),
-        journal: Journal::none(Path::new("")),
+        journal: Journal::none(),
         head,
         loss,
     })

@@ -78,7 +78,7 @@ impl Store {
         let stripes = self.all_stripes();
         check_retired(retired)?;
         self.health.check()?;
-        let durable = match top.layer() {
+        let durable = match top.layer_with(&mut journal) {
             Some(layer) => self.freeze_layer(&mut journal, layer, note.filter(|_| !noted))?,
             None => {
                 self.freeze_nothing(top.number, note)?;
@@ -86,7 +86,7 @@ impl Store {
             }
         };
         self.begin_top(&top, note.is_some())?;
-        *journal = Journal::none(self.dir());
+        *journal = Journal::none();
         drop((stripes, journal));
         if let Some(layer) = top.layer() {
             punch_zeroed(layer, durable);
